@@ -1,0 +1,360 @@
+"""What callers send and what they get back: requests, jobs, completions and the states between them.
+
+This module owns the shapes and their rules. It knows neither Redis nor Celery nor any model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from farm.errors import InvalidRequest, nearest
+
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+Text = Annotated[str, Field(max_length=512)]
+
+MAX_STOPS = 4
+MAX_METADATA = 16
+MAX_PROMPT_CHARS = 4_000_000
+SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+
+class JobState(StrEnum):
+    """Where a job is. Users see ``dispatched`` as ``queued``: its message is out, nobody has claimed it yet."""
+
+    QUEUED = "queued"
+    DISPATCHED = "dispatched"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DEAD = "dead"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL_STATES
+
+
+TERMINAL_STATES = frozenset(
+    {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.DEAD}
+)
+
+
+class Request(BaseModel):
+    """What to generate, and how. Raises ``InvalidRequest`` through ``parse_request``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    prompt: str | list[Annotated[int, Field(ge=0)]]
+    """Text, or token ids."""
+    model: str | None = None
+    """A model's name or id; the farm's default when left out."""
+    max_tokens: int = Field(64, ge=1, le=1_000_000)
+    """How many tokens to generate at the most."""
+    min_tokens: int = Field(0, ge=0)
+    """How many tokens to generate before a stop counts."""
+    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False)
+    """0 takes the likeliest token each time; 1 samples from the model's own distribution."""
+    top_k: int = Field(0, ge=0)
+    """Sample among the k likeliest tokens; 0 means all."""
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    """Sample among the fewest tokens whose probabilities reach this sum."""
+    repetition_penalty: float = Field(1.0, gt=0, le=100, allow_inf_nan=False)
+    """Divides the logits of tokens already in prompt or output; 1 is off."""
+    presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
+    """Taken off the logits of tokens already generated, once."""
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
+    """Taken off the logits of tokens already generated, once for each time."""
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    """Makes sampling repeatable; left out, it follows from the job's id."""
+    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=MAX_STOPS)
+    """Strings that end the text, and are not part of it."""
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default=[], max_length=64)
+    """Tokens that end the text, and are not part of it."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Return each token's log probability and this many of the likeliest alternatives."""
+    ignore_eos: bool = False
+    """Go on to max_tokens even if the model ends its text."""
+    return_token_ids: bool = False
+    """Return the generated token ids beside the text."""
+    priority: Priority = "normal"
+    """high goes before normal, normal before low."""
+    deadline_s: float | None = Field(None, gt=0, le=30 * 86400, allow_inf_nan=False)
+    """Seconds from submission after which the answer is worth nothing."""
+    metadata: dict[Annotated[str, Field(max_length=64)], Text] = Field(default={}, max_length=MAX_METADATA)
+    """Up to 16 pairs of strings that come back with the job."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else [] if value is None else value
+
+    @field_validator("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty", mode="before")
+    @classmethod
+    def _int_is_float(cls, value: object) -> object:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Request:
+        if not self.prompt:
+            raise InvalidRequest("prompt", "is empty; give some text or at least one token id")
+        if len(self.prompt) > MAX_PROMPT_CHARS:
+            raise InvalidRequest(
+                "prompt", f"holds {len(self.prompt):,} items, more than {MAX_PROMPT_CHARS:,}; shorten it"
+            )
+        if isinstance(self.prompt, str):
+            try:
+                self.prompt.encode()
+            except UnicodeEncodeError:
+                raise InvalidRequest("prompt", "holds half a surrogate pair, which is no text; repair it") from None
+        if self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                "min_tokens", f"{self.min_tokens} is above max_tokens, {self.max_tokens}; lower it or raise max_tokens"
+            )
+        return self
+
+    def to_json(self) -> str:
+        """The request without its defaults, keys sorted: equal requests give equal text."""
+        return json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":"))
+
+    def fingerprint(self) -> str:
+        """Tell two requests apart: 32 hex digits of SHA-256 over ``to_json``."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:32]
+
+
+def parse_request(values: Mapping[str, Any]) -> Request:
+    """Check a caller's values. Raises InvalidRequest naming field, value, limit and remedy, never the prompt."""
+    if "prompt" not in values or values["prompt"] is None:
+        raise InvalidRequest("prompt", "is missing; give some text or a list of token ids")
+    try:
+        return Request.model_validate(dict(values))
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _explain(error: ValidationError) -> InvalidRequest:
+    """Turn pydantic's first complaint into ours."""
+    first = error.errors(include_url=False)[0]
+    name, kind, limits = str(first["loc"][0]), first["type"], first.get("ctx", {})
+    if kind == "extra_forbidden":
+        return InvalidRequest(name, f"is not a field of a request{nearest(name, Request.model_fields)}")
+    if name == "prompt":
+        return InvalidRequest(name, "must be text or a list of token ids, each 0 or more")
+    value = repr(first["input"])
+    value = value if len(value) <= 60 else value[:57] + "..."
+    if kind in {"too_long", "dict_too_long"}:
+        return InvalidRequest(name, f"{limits['actual_length']} are too many; at most {limits['max_length']} are allowed")
+    if kind == "literal_error":
+        return InvalidRequest(name, f"{value} is unknown; choose one of {limits['expected'].replace(chr(39), '')}")
+    bounds = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
+    if kind in bounds:
+        words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+        limit = limits[bounds[kind]]
+        return InvalidRequest(name, f"{value} is out of range; give {words[bounds[kind]]} {limit}")
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return InvalidRequest(name, f"{value} is of the wrong kind; give {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a job took. ``resumed_tokens`` were generated by an earlier attempt and not computed again."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    resumed_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds since submission: until the first claim, the first token, the end. None where not reached yet."""
+
+    queued_s: float | None = None
+    ttft_s: float | None = None
+    total_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One past attempt: who ran it, from when to when (Unix seconds), why it ended and how many tokens it added."""
+
+    attempt: int
+    worker: str
+    started_at: float
+    ended_at: float
+    reason: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job did not succeed."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text that became certain. ``index`` is how many tokens of the job it reaches up to; read on from there."""
+
+    text: str
+    index: int
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to a prompt."""
+
+    id: str
+    text: str
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+    attempt: int
+    worker: str
+    model: str
+    model_fingerprint: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A chosen token's log probability and the likeliest alternatives as (token id, log probability)."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """All that the ledger says of a job at one moment. Times are Unix seconds of the server's clock."""
+
+    id: str
+    state: JobState
+    model: str
+    priority: Priority
+    tenant: str
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    attempt: int
+    strikes: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+    usage: Usage
+    timings: Timings
+    worker: str | None
+    model_fingerprint: str | None
+    error: JobError | None
+    history: list[AttemptRecord]
+    metadata: dict[str, str]
+    wants_token_ids: bool
+    logprobs: list[TokenLogprobs] | None = None
+    position: int | None = None
+    eta_s: float | None = None
+
+    def completion(self) -> Completion:
+        """The answer of a job that succeeded."""
+        return Completion(
+            id=self.id,
+            text=self.text,
+            finish_reason=self.finish_reason or "stop",
+            usage=self.usage,
+            timings=self.timings,
+            attempt=self.attempt,
+            worker=self.worker or "",
+            model=self.model,
+            model_fingerprint=self.model_fingerprint or "",
+            token_ids=self.token_ids,
+            logprobs=self.logprobs,
+            metadata=self.metadata,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The job as JSON for people and programs: ``dispatched`` reads ``queued``; token ids only if asked for."""
+        body: dict[str, Any] = {
+            "id": self.id,
+            "state": "queued" if self.state is JobState.DISPATCHED else self.state.value,
+            "model": self.model,
+            "priority": self.priority,
+            "tenant": self.tenant,
+            "created_at": self.created_at,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "position": self.position,
+            "eta_s": self.eta_s,
+            "attempt": self.attempt,
+            "strikes": self.strikes,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "usage": {
+                "prompt_tokens": self.usage.prompt_tokens,
+                "completion_tokens": self.usage.completion_tokens,
+                "total_tokens": self.usage.total_tokens,
+                "resumed_tokens": self.usage.resumed_tokens,
+            },
+            "timings": {
+                "queued_s": self.timings.queued_s,
+                "ttft_s": self.timings.ttft_s,
+                "total_s": self.timings.total_s,
+            },
+            "worker": self.worker,
+            "model_fingerprint": self.model_fingerprint,
+            "error": None
+            if self.error is None
+            else {"code": self.error.code, "message": self.error.message, "retryable": self.error.retryable},
+            "history": [
+                {
+                    "attempt": h.attempt,
+                    "worker": h.worker,
+                    "from": h.started_at,
+                    "to": h.ended_at,
+                    "reason": h.reason,
+                    "tokens": h.tokens,
+                }
+                for h in self.history
+            ],
+            "metadata": self.metadata,
+        }
+        if self.wants_token_ids:
+            body["token_ids"] = self.token_ids
+        if self.logprobs is not None:
+            body["logprobs"] = [
+                {"token_id": t.token_id, "text": t.text, "logprob": t.logprob, "top": [list(p) for p in t.top]}
+                for t in self.logprobs
+            ]
+        return body
+
+
+def model_name(model_id: str) -> str:
+    """The short name of a model, used in queues and keys: the last part of a hub id or folder."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", model_id.rstrip("/").rsplit("/", 1)[-1]).lower()
+    if not SAFE_NAME.match(name):
+        raise InvalidRequest("model", f"{model_id!r} gives no usable name; name a hub id or a folder")
+    return name
+
+
+def keyed_job_id(tenant: str, idempotency_key: str) -> str:
+    """The id of the one job that a tenant may have under an idempotency key (uuid5, always the same)."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"bloomfarm:{tenant}:{idempotency_key}"))

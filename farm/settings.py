@@ -1,0 +1,242 @@
+"""Every setting of the farm: frozen groups, read from ``FARM_<GROUP>__<NAME>`` when asked for, never at import.
+
+A name that no group has is an error that names the nearest one. Times are in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from farm.contracts import SAFE_NAME, model_name
+from farm.errors import SettingsError, nearest
+
+PREFIX = "FARM_"
+# What Kubernetes injects for a Service called farm-<something>.
+_SERVICE_LINK = re.compile(r"^FARM_[A-Z0-9_]*?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP)(_[A-Z]+)?)?)$")
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RedisSettings(_Group):
+    url: SecretStr | None = None
+    """The ledger's server (redis://, rediss://, redis+sentinel://). Unset: the local farm that is running."""
+    timeout_s: float = Field(2.0, gt=0, le=60)
+    """How long one answer may take. Short, so that a stalled server is noticed before a lease ends."""
+    retries: int = Field(1, ge=0, le=10)
+    """How often a command is sent again after a timeout or a broken connection. Every script may safely run twice."""
+    durability: Literal["none", "fsync"] = "none"
+    """fsync: submit and finish return after the server's append-only file is on disk (wants appendfsync always)."""
+
+
+class BrokerSettings(_Group):
+    url: SecretStr | None = None
+    """Celery's server; the ledger's own unless set."""
+    visibility_timeout_s: float = Field(3600, ge=60)
+    """When kombu delivers an unacknowledged message again. Recovery does not wait for it: leases do that."""
+
+
+class LeaseSettings(_Group):
+    lease_s: float = Field(10.0, gt=0)
+    """How long a job stays with a worker that falls silent. Ten flushes may be lost before it moves."""
+    flush_s: float = Field(0.1, gt=0)
+    """How often a worker writes tokens and renews its leases. Each flush is one call for all its jobs."""
+
+
+class KeeperSettings(_Group):
+    tick_s: float = Field(0.25, gt=0)
+    """How often the leading keeper looks when nobody wakes it."""
+    lock_s: float = Field(1.0, gt=0)
+    """How long a leader that fell silent keeps the lead."""
+    debounce_s: float = Field(0.02, ge=0)
+    """Least time between two looks, so that a burst of submissions is one look."""
+    unclaimed_s: float = Field(2.0, gt=0)
+    """When a dispatched message that nobody claimed is published again; doubles each time."""
+    liveness_s: float = Field(1.5, gt=0)
+    """A worker silent for longer gets no new jobs."""
+    stall_s: float = Field(1.5, gt=0)
+    """After the server was silent for this long, no lease ends before workers had one lease's time to renew."""
+    margin: int = Field(2, ge=0, le=64)
+    """Messages kept waiting per live worker, so that a freed slot finds work at once."""
+    max_strikes: int = Field(3, ge=1)
+    """Losses without a new token after which a job is dead."""
+    max_losses: int = Field(10, ge=1)
+    """Losses in a row with under 16 new tokens each after which a job is dead."""
+    max_retries: int = Field(5, ge=0)
+    """How often a retryable error is retried before the job fails."""
+    retry_base_s: float = Field(1.0, gt=0)
+    """The first retry waits up to this long, each further one up to twice as long."""
+    retry_cap_s: float = Field(60.0, gt=0)
+    """The longest wait before a retry."""
+
+
+class ModelSettings(_Group):
+    id: str = "tiny-bloom"
+    """A hub id, a folder with a Bloom checkpoint, or tiny-bloom, which comes with the farm."""
+    revision: str | None = None
+    """The hub's branch, tag or commit."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on a CPU, bfloat16 on a GPU."""
+
+    @property
+    def name(self) -> str:
+        """The model's short name, as in the queue ``farm.<name>``."""
+        return model_name(self.id)
+
+
+class EngineSettings(_Group):
+    kind: Literal["bloom", "synthetic"] = "bloom"
+    """synthetic makes tokens up without a model, to measure or test the farm around it."""
+    max_slots: int = Field(32, ge=1, le=1024)
+    """How many sequences run at once."""
+    max_context: int = Field(2048, ge=8)
+    """Prompt and completion tokens of one sequence at the most. Bloom was trained on 2,048."""
+    kv_bytes: int | None = Field(None, ge=1 << 16)
+    """Memory for keys and values. Unset: what all slots need, up to a quarter of the free memory."""
+    prefill_budget: int = Field(128, ge=1)
+    """Prompt tokens computed beside the running sequences in one step."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of the forward pass. Unset: the cores that this process may use."""
+    watchdog_s: float = Field(60.0, gt=0)
+    """An engine that has work and finishes no step for this long is killed and started again."""
+    load_timeout_s: float = Field(1800.0, gt=0)
+    """An engine that has not loaded its model by then is killed and started again."""
+    max_restarts: int = Field(5, ge=0)
+    """After so many engine deaths in a row without a token the worker stops taking jobs."""
+    synthetic_step_s: float = Field(0.0, ge=0)
+    """How long a step of the synthetic engine takes."""
+
+
+class ClientSettings(_Group):
+    tenant: str = "default"
+    """Whose jobs these are; tenants share the farm by weight."""
+    reread_s: float = Field(2.0, gt=0)
+    """How often a waiter reads its jobs again in case it missed a notification."""
+
+
+class LimitsSettings(_Group):
+    retention_s: float = Field(86400.0, gt=0)
+    """How long a finished job can be read."""
+    max_finished: int = Field(1_000_000, ge=1)
+    """How many finished jobs are kept; the oldest go first."""
+    max_finished_bytes: int = Field(2 << 30, ge=1 << 20)
+    """How many bytes of requests and results of finished jobs are kept; the oldest go first."""
+    high_lead_tokens: int = Field(20_000, ge=0)
+    """How far priority high lets a tenant run ahead of its fair share; beyond that its jobs count as normal."""
+
+
+class FlowerSettings(_Group):
+    host: str = "127.0.0.1"
+    """Where Flower listens."""
+    port: int = Field(5555, ge=0, le=65535)
+    """Flower's port; ``farm up`` takes a free one when it is taken."""
+    max_tasks: int = Field(10_000, ge=100)
+    """How many tasks Flower remembers."""
+
+
+class LocalSettings(_Group):
+    state_dir: Path = Path("~/.local/state/farm")
+    """Where ``farm up`` keeps data, logs and addresses."""
+
+    @property
+    def folder(self) -> Path:
+        """The state folder with ``~`` resolved."""
+        return self.state_dir.expanduser()
+
+
+class LogsSettings(_Group):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """INFO says one line per job, DEBUG one per step."""
+    format: Literal["auto", "json", "text"] = "auto"
+    """auto: text on a terminal, JSON elsewhere."""
+
+
+class WorkerSettings(_Group):
+    name: str | None = None
+    """The worker's name, the same after a restart. Unset: the host's name."""
+    role: Literal["model", "system"] = "model"
+    """model generates; system has no engine and keeps queues moving."""
+    heartbeat_file: Path | None = None
+    """Touched while steps progress; a liveness probe reads its age."""
+    drain_s: float = Field(4.0, gt=0)
+    """How long a terminated worker may take to hand its jobs back."""
+
+
+class Settings(BaseSettings):
+    """All groups. ``load_settings`` builds it; pass it on rather than reading the environment again."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", case_sensitive=False
+    )
+
+    redis: RedisSettings = RedisSettings()
+    broker: BrokerSettings = BrokerSettings()
+    lease: LeaseSettings = LeaseSettings()
+    keeper: KeeperSettings = KeeperSettings()
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    worker: WorkerSettings = WorkerSettings()
+    client: ClientSettings = ClientSettings()
+    limits: LimitsSettings = LimitsSettings()
+    flower: FlowerSettings = FlowerSettings()
+    local: LocalSettings = LocalSettings()
+    logs: LogsSettings = LogsSettings()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        keeper, lease = self.keeper, self.lease
+        _require(10 * lease.flush_s < lease.lease_s, "FARM_LEASE__LEASE_S must exceed ten times FARM_LEASE__FLUSH_S")
+        _require(
+            keeper.lock_s + keeper.tick_s < keeper.stall_s,
+            "FARM_KEEPER__STALL_S must exceed FARM_KEEPER__LOCK_S + FARM_KEEPER__TICK_S",
+        )
+        _require(keeper.liveness_s < keeper.unclaimed_s, "FARM_KEEPER__UNCLAIMED_S must exceed FARM_KEEPER__LIVENESS_S")
+        _require(bool(SAFE_NAME.match(self.client.tenant)), "FARM_CLIENT__TENANT: use letters, digits, '.', '_' and '-'")
+        return self
+
+
+def _require(holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(rule)
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **groups: Any) -> Settings:
+    """Read the environment; ``groups`` override it, as ``redis={"url": …}``.
+
+    Raises SettingsError for a name that no group has, a value out of range, or values that contradict each other.
+    """
+    check_names(os.environ if environ is None else environ)
+    try:
+        return Settings(**groups)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = PREFIX + "__".join(str(part).upper() for part in first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
+        message = problem if not first["loc"] else f"{name}: {problem}"
+        raise SettingsError(message) from None
+
+
+def setting_names() -> list[str]:
+    """All names that the environment may set, as ``FARM_REDIS__URL``."""
+    return [
+        f"{PREFIX}{group}__{name}".upper()
+        for group, info in Settings.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+        for name in info.annotation.model_fields
+    ]
+
+
+def check_names(environ: Mapping[str, str]) -> None:
+    """Raise SettingsError for a ``FARM_…`` name that is neither a setting nor a Kubernetes service link."""
+    known = set(setting_names())
+    for name in environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in known and not _SERVICE_LINK.match(name):
+            raise SettingsError(f"{name} is not a setting{nearest(name.upper(), known)}")
