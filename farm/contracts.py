@@ -45,9 +45,7 @@ class JobState(StrEnum):
         return self in TERMINAL_STATES
 
 
-TERMINAL_STATES = frozenset(
-    {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.DEAD}
-)
+TERMINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.DEAD})
 
 
 class Request(BaseModel):
@@ -99,7 +97,9 @@ class Request(BaseModel):
     def _one_stop(cls, value: object) -> object:
         return [value] if isinstance(value, str) else [] if value is None else value
 
-    @field_validator("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty", mode="before")
+    @field_validator(
+        "temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty", mode="before"
+    )
     @classmethod
     def _int_is_float(cls, value: object) -> object:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -153,7 +153,9 @@ def _explain(error: ValidationError) -> InvalidRequest:
     value = repr(first["input"])
     value = value if len(value) <= 60 else value[:57] + "..."
     if kind in {"too_long", "dict_too_long"}:
-        return InvalidRequest(name, f"{limits['actual_length']} are too many; at most {limits['max_length']} are allowed")
+        return InvalidRequest(
+            name, f"{limits['actual_length']} are too many; at most {limits['max_length']} are allowed"
+        )
     if kind == "literal_error":
         return InvalidRequest(name, f"{value} is unknown; choose one of {limits['expected'].replace(chr(39), '')}")
     bounds = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}

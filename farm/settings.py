@@ -19,7 +19,9 @@ from farm.errors import SettingsError, nearest
 
 PREFIX = "FARM_"
 # What Kubernetes injects for a Service called farm-<something>.
-_SERVICE_LINK = re.compile(r"^FARM_[A-Z0-9_]*?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP)(_[A-Z]+)?)?)$")
+_SERVICE_LINK = re.compile(
+    r"^FARM_[A-Z0-9_]*?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP)(_[A-Z]+)?)?)$"
+)
 
 
 class _Group(BaseModel):
@@ -199,7 +201,9 @@ class Settings(BaseSettings):
             "FARM_KEEPER__STALL_S must exceed FARM_KEEPER__LOCK_S + FARM_KEEPER__TICK_S",
         )
         _require(keeper.liveness_s < keeper.unclaimed_s, "FARM_KEEPER__UNCLAIMED_S must exceed FARM_KEEPER__LIVENESS_S")
-        _require(bool(SAFE_NAME.match(self.client.tenant)), "FARM_CLIENT__TENANT: use letters, digits, '.', '_' and '-'")
+        _require(
+            bool(SAFE_NAME.match(self.client.tenant)), "FARM_CLIENT__TENANT: use letters, digits, '.', '_' and '-'"
+        )
         return self
 
 

@@ -1,0 +1,1 @@
+"""A farm on one machine: an embedded server and the processes around it."""

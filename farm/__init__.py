@@ -1,0 +1,91 @@
+"""Bloomfarm: large language models over a durable queue.
+
+    from farm import Farm
+
+Importing this is light: each name is loaded when it is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from farm.aio import AsyncFarm, AsyncJob
+    from farm.client import Farm, Job
+    from farm.contracts import Completion, Delta, JobState, JobView, Request
+    from farm.errors import (
+        FarmError,
+        IdempotencyConflict,
+        InvalidRequest,
+        JobCancelled,
+        JobDead,
+        JobExpired,
+        JobFailed,
+        JobGone,
+        JobNotFound,
+        JobNotSucceeded,
+        ServerFull,
+        ServerUnreachable,
+    )
+    from farm.settings import Settings, load_settings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "farm.aio": ("AsyncFarm", "AsyncJob"),
+    "farm.client": ("Farm", "Job"),
+    "farm.contracts": ("Completion", "Delta", "JobState", "JobView", "Request"),
+    "farm.errors": (
+        "FarmError",
+        "IdempotencyConflict",
+        "InvalidRequest",
+        "JobCancelled",
+        "JobDead",
+        "JobExpired",
+        "JobFailed",
+        "JobGone",
+        "JobNotFound",
+        "JobNotSucceeded",
+        "ServerFull",
+        "ServerUnreachable",
+    ),
+    "farm.settings": ("Settings", "load_settings"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AsyncFarm",
+    "AsyncJob",
+    "Completion",
+    "Delta",
+    "Farm",
+    "FarmError",
+    "IdempotencyConflict",
+    "InvalidRequest",
+    "Job",
+    "JobCancelled",
+    "JobDead",
+    "JobExpired",
+    "JobFailed",
+    "JobGone",
+    "JobNotFound",
+    "JobNotSucceeded",
+    "JobState",
+    "JobView",
+    "Request",
+    "ServerFull",
+    "ServerUnreachable",
+    "Settings",
+    "load_settings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'farm' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

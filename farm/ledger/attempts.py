@@ -1,0 +1,208 @@
+"""A worker's side of the ledger: claim a job, keep it while generating, end it or hand it back.
+
+The nonce that a claim makes is its fence: whoever holds another one can write nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from farm.contracts import JobError, JobState, Request
+from farm.ledger.jobs import Jobs, ModelFacts
+
+SUSPECT_WAIT_MS = 500
+ENTRIES_PER_CALL = 5_000  # below the limit of Lua's unpack
+ReleaseKind = Literal["drain", "retry", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job to run. ``kept`` holds the (token id, text) pairs that earlier attempts generated."""
+
+    id: str
+    nonce: str
+    attempt: int
+    request: Request
+    deadline_s: float | None
+    is_plain: bool
+    created_at: float
+    kept: list[tuple[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why there is nothing to do: ended (then ``state``), stale, unknown, draining or suspect."""
+
+    reason: str
+    state: JobState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """New entries of one running job, from token index ``start`` on."""
+
+    id: str
+    nonce: str
+    start: int
+    entries: list[str]
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the ledger said to an Advance: ok, gap (send again from ``tokens``) or lost (stop)."""
+
+    word: Literal["ok", "gap", "lost"]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended."""
+
+    state: Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED]
+    finish_reason: str | None
+    tail: str
+    fingerprint: str
+    error: JobError | None = None
+
+
+class Attempts:
+    """The ledger for one worker. Thread-safe."""
+
+    def __init__(self, jobs: Jobs, worker: str) -> None:
+        self.jobs = jobs
+        self.worker = worker
+        settings = jobs.settings
+        self._lease_ms = int(settings.lease.lease_s * 1000)
+        self._stall_ms = int(settings.keeper.stall_s * 1000)
+        self._retention_ms = int(settings.limits.retention_s * 1000)
+        self._keeper = settings.keeper
+        self._call = jobs.scripts.call
+
+    def register(self, name: str, model: str, capacity: int, role: str, facts: ModelFacts | None) -> int:
+        """Make the worker known; jobs of an older incarnation of ``name`` are queued again. Returns how many."""
+        about = ""
+        if facts is not None:
+            about = json.dumps(
+                {
+                    "context": facts.context,
+                    "vocab": facts.vocab,
+                    "fingerprint": facts.fingerprint,
+                    "tokenizer": facts.tokenizer,
+                }
+            )
+        taken: int = self._call(
+            "register",
+            self.worker,
+            name,
+            model,
+            capacity,
+            role,
+            about,
+            self._stall_ms,
+            self._lease_ms,
+            self._retention_ms,
+            self._keeper.max_strikes,
+            self._keeper.max_losses,
+        )
+        return taken
+
+    def claim(self, job_id: str, dispatch: int, nonce: str | None = None) -> Claim | Refusal:
+        """Take a dispatched job. The same nonce again gets the same answer."""
+        nonce = nonce or secrets.token_hex(8)
+        answer = self._call(
+            "claim", job_id, dispatch, self.worker, nonce, self._lease_ms, self._retention_ms, SUSPECT_WAIT_MS
+        )
+        if answer[0] != "claimed":
+            return Refusal(answer[0], JobState(answer[1]) if len(answer) > 1 else None)
+        _, request, attempt, left_ms, plain, created, *entries = answer
+        return Claim(
+            id=job_id,
+            nonce=nonce,
+            attempt=int(attempt),
+            request=Request.model_validate_json(request),
+            deadline_s=int(left_ms) / 1000 if left_ms else None,
+            is_plain=bool(plain),
+            created_at=int(created) / 1000,
+            kept=[(token[0], token[1]) for token in map(json.loads, entries)],
+        )
+
+    def progress(
+        self, advances: Sequence[Advance], capacity: int, *, draining: bool = False
+    ) -> tuple[bool, list[Kept]]:
+        """Write tokens and renew the leases of these jobs. Returns whether the worker is known, and a word per job."""
+        args: list[str | int] = [self.worker, capacity, int(draining), self._stall_ms, self._lease_ms]
+        for advance in advances:
+            entries = advance.entries[:ENTRIES_PER_CALL]
+            args += (advance.id, advance.nonce, advance.start, advance.prompt_tokens, len(entries), *entries)
+        answer = self._call("progress", *args)
+        words = [Kept(word, int(tokens)) for word, tokens in zip(answer[1::2], answer[2::2], strict=True)]
+        return answer[0] == "ok", words
+
+    def finish(self, last: Advance, outcome: Outcome) -> Kept | JobState | None:
+        """Write the outcome. Returns None when it stands, Kept for a gap, or the state that somebody else gave the job.
+
+        Raises ServerUnreachable: call again, it is written once.
+        """
+        fields = ["tail", outcome.tail, "fingerprint_model", outcome.fingerprint]
+        if outcome.finish_reason:
+            fields += ["finish_reason", outcome.finish_reason]
+        if outcome.error:
+            error = {"code": outcome.error.code, "message": outcome.error.message, "retryable": outcome.error.retryable}
+            fields += ["error", json.dumps(error)]
+        answer = self._call(
+            "finish",
+            last.id,
+            last.nonce,
+            outcome.state.value,
+            last.start,
+            last.prompt_tokens,
+            self._retention_ms,
+            len(last.entries),
+            *last.entries,
+            *fields,
+        )
+        if answer[0] == "ok":
+            if self.jobs.settings.redis.durability == "fsync":
+                self.jobs.wait_until_durable()
+            return None
+        if answer[0] == "gap":
+            return Kept("gap", int(answer[1]))
+        return JobState(answer[1]) if answer[1] != "unknown" else JobState.CANCELLED
+
+    def release(
+        self,
+        held: Sequence[tuple[str, str]],
+        kind: ReleaseKind,
+        reason: str,
+        *,
+        wait_s: float = 0.0,
+        draining: bool = False,
+        error: JobError | None = None,
+    ) -> list[JobState | None]:
+        """Hand back jobs given as (id, nonce). Returns each job's state afterwards, None for one no longer ours."""
+        body = error or JobError(reason, reason)
+        answer = self._call(
+            "release",
+            self.worker,
+            kind,
+            int(draining),
+            reason,
+            int(wait_s * 1000),
+            self._retention_ms,
+            self._keeper.max_strikes,
+            self._keeper.max_losses,
+            self._keeper.max_retries,
+            json.dumps({"code": body.code, "message": body.message, "retryable": body.retryable}),
+            *[part for pair in held for part in pair],
+        )
+        return [JobState(word) if word != "lost" else None for word in answer]
+
+    def leave(self) -> bool:
+        """Forget the worker, once it holds nothing."""
+        return bool(self._call("leave", self.worker))

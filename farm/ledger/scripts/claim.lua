@@ -1,0 +1,47 @@
+-- Take a dispatched job for a worker. A repetition with the same nonce gets the same answer.
+-- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, deadlines, and what an end touches.
+-- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms.
+-- Returns {'claimed', request, attempt, ms to the deadline or '', plain, created, token entries...},
+--   {'ended', state}, or {'stale'}, {'unknown'}, {'draining'}, {'suspect'}: nothing to do.
+local id, number, worker, nonce = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local job = load(id)
+if not job then return {'unknown'} end
+
+local function granted(attempt)
+  local more = redis.call('HMGET', key_job(id), 'request', 'created')
+  local left = job.deadline > 0 and int(math.max(0, job.deadline - NOW)) or ''
+  local answer = {'claimed', more[1], tostring(attempt), left, job.plain or '', more[2]}
+  for _, entry in ipairs(redis.call('LRANGE', key_out(id), 0, -1)) do answer[#answer + 1] = entry end
+  return answer
+end
+
+if has_ended(job) then return {'ended', job.state} end
+if job.state == 'running' and job.nonce == nonce then return granted(job.attempt) end
+if job.state ~= 'dispatched' or job.dispatch ~= number then return {'stale'} end
+if job.deadline > 0 and job.deadline <= NOW then
+  announce({finish(job, 'expired', tonumber(ARGV[6]), 'deadline', {'finish_reason', 'expired'})})
+  return {'ended', 'expired'}
+end
+local info = redis.call('HMGET', key_worker(worker), 'draining', 'suspect')
+if info[1] == '1' then
+  requeue(job, NOW)
+  return {'draining'}
+end
+if is_suspect(job) then
+  local other = info[2] and info[2] ~= id and load(info[2])
+  if other and other.state == 'running' and other.worker == worker
+      and not is_proven(other, redis.call('LLEN', key_out(other.id))) then
+    requeue(job, NOW + tonumber(ARGV[7]))
+    return {'suspect'}
+  end
+  redis.call('HSET', key_worker(worker), 'suspect', id)
+end
+local lease = NOW + tonumber(ARGV[5])
+leave(job)
+redis.call('HSET', key_job(id), 'state', 'running', 'nonce', nonce, 'worker', worker, 'attempt', job.attempt + 1,
+  'claimed', int(NOW), 'base', redis.call('LLEN', key_out(id)))
+redis.call('HSETNX', key_job(id), 'started', int(NOW))
+redis.call('ZADD', P .. 'running', lease, id)
+redis.call('SADD', key_held(worker), id)
+count(job.model, 'running', 1)
+return granted(job.attempt + 1)

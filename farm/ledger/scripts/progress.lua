@@ -1,0 +1,45 @@
+-- A worker's beat: append new tokens, renew its leases, hear what it has lost. Repeating it appends nothing twice.
+-- Touches: beat, grace, workers, worker:, job:, out:, running, events.
+-- ARGV: worker, capacity, draining 0|1, stall ms, lease ms, then for each job: id, nonce, index of the first entry,
+--   prompt tokens or 0, number of entries, the entries.
+-- Returns {'ok' | 'unregistered', then for each job: 'ok' | 'gap' | 'lost', number of tokens kept}.
+local worker, lease = ARGV[1], tonumber(ARGV[5])
+beat(tonumber(ARGV[4]), lease)
+local answer, lines = {'ok'}, {}
+if redis.call('EXISTS', key_worker(worker)) == 0 then
+  answer[1] = 'unregistered'
+else
+  redis.call('HSET', key_worker(worker), 'capacity', ARGV[2])
+  if ARGV[3] == '1' then redis.call('HSET', key_worker(worker), 'draining', '1') end
+  redis.call('ZADD', P .. 'workers', NOW, worker)
+end
+local i = 6
+while i <= #ARGV do
+  local id, nonce, from, prompt_tokens, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 4])
+  local seen = redis.call('HMGET', key_job(id), 'state', 'nonce', 'losses', 'base')
+  local have = redis.call('LLEN', key_out(id))
+  local word = 'lost'
+  if seen[1] == 'running' and seen[2] == nonce then
+    word = from <= have and 'ok' or 'gap'
+    redis.call('ZADD', P .. 'running', NOW + lease, id)
+    local first = i + 5 + (have - from)
+    local last = i + 4 + n
+    if word == 'ok' and first <= last then
+      local size = 0
+      for k = first, last do size = size + #ARGV[k] end
+      redis.call('RPUSH', key_out(id), unpack(ARGV, first, last))
+      have = have + last - first + 1
+      redis.call('HSETNX', key_job(id), 'first_token', int(NOW))
+      redis.call('HSET', key_job(id), 'strikes', '0')
+      if have - tonumber(seen[4] or 0) >= PROOF then redis.call('HSET', key_job(id), 'losses', '0') end
+      redis.call('HINCRBY', key_job(id), 'bytes', size)
+      lines[#lines + 1] = id .. ' ' .. have .. ' running'
+    end
+    if prompt_tokens ~= '0' then redis.call('HSET', key_job(id), 'prompt_tokens', prompt_tokens) end
+  end
+  answer[#answer + 1] = word
+  answer[#answer + 1] = have
+  i = i + 5 + n
+end
+announce(lines)
+return answer

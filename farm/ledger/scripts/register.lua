@@ -1,0 +1,26 @@
+-- Make a worker known. An older incarnation of the same name is gone: its jobs are lost to it and queued again at once.
+-- Touches: names, workers, worker:, held:, models, beat, grace, and what a loss touches.
+-- ARGV: worker, name, model, capacity, role, model facts as JSON or '', stall ms, lease ms, retention ms, most strikes,
+--   most losses.
+-- Returns the number of jobs taken from older incarnations.
+local worker, name = ARGV[1], ARGV[2]
+beat(tonumber(ARGV[7]), tonumber(ARGV[8]))
+local older = redis.call('HGET', P .. 'names', name)
+local jobs = {}
+if older and older ~= worker then
+  for _, id in ipairs(redis.call('SMEMBERS', key_held(older))) do
+    local job = load(id)
+    if job and job.state == 'running' and job.worker == older then jobs[#jobs + 1] = job end
+  end
+  announce(lose(jobs, 'worker_restarted',
+    {retention = tonumber(ARGV[9]), strikes = tonumber(ARGV[10]), losses = tonumber(ARGV[11])}))
+  redis.call('DEL', key_worker(older), key_held(older))
+  redis.call('ZREM', P .. 'workers', older)
+end
+redis.call('HSET', P .. 'names', name, worker)
+redis.call('HSET', key_worker(worker), 'name', name, 'model', ARGV[3], 'capacity', ARGV[4], 'role', ARGV[5])
+redis.call('HSETNX', key_worker(worker), 'since', int(NOW))
+if ARGV[6] ~= '' then redis.call('HSET', P .. 'models', ARGV[3], ARGV[6]) end
+redis.call('ZADD', P .. 'workers', NOW, worker)
+wake()
+return #jobs

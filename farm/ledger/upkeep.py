@@ -1,0 +1,94 @@
+"""The keeper's side of the ledger: dispatch what there is room for, and do what time brings."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from farm import keys
+from farm.connection import our_errors
+from farm.ledger.jobs import Jobs
+
+MOST = 128  # jobs a call, so that no script takes more than a few milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A message to publish. ``plain`` holds the headers of a plain Celery message as JSON, or ''."""
+
+    id: str
+    number: int
+    model: str
+    plain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one look did. ``is_leader`` False: another keeper leads and nothing was done."""
+
+    is_leader: bool
+    messages: list[Dispatch]
+    leases_ended: int = 0
+    expired: int = 0
+    republished: int = 0
+
+
+class Upkeep:
+    """The ledger for one keeper, under its own token."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+        self.token = secrets.token_hex(8)
+
+    def keep(self) -> Round:
+        """End leases and waits, expire, publish again, trim. Harmless when repeated."""
+        settings = self.jobs.settings
+        answer = self.jobs.scripts.call(
+            "upkeep",
+            self.token,
+            int(settings.keeper.lock_s * 1000),
+            MOST,
+            int(settings.keeper.stall_s * 1000),
+            int(settings.lease.lease_s * 1000),
+            int(settings.limits.retention_s * 1000),
+            settings.keeper.max_strikes,
+            settings.keeper.max_losses,
+            int(settings.keeper.unclaimed_s * 1000),
+            settings.limits.max_finished,
+            settings.limits.max_finished_bytes,
+        )
+        if answer[0] != "leader":
+            return Round(False, [])
+        ended, expired, republished = answer[1:4]
+        return Round(True, _messages(answer[4:]), ended, expired, republished)
+
+    def dispatch(self) -> Round:
+        """Choose what goes out next, in order, as far as workers have room."""
+        settings = self.jobs.settings
+        answer = self.jobs.scripts.call(
+            "dispatch",
+            self.token,
+            int(settings.keeper.lock_s * 1000),
+            MOST,
+            int(settings.keeper.liveness_s * 1000),
+            settings.keeper.margin,
+            int(settings.keeper.unclaimed_s * 1000),
+            settings.limits.high_lead_tokens,
+        )
+        return Round(answer[0] == "leader", _messages(answer[1:]))
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when there may be something to do, or after ``timeout_s``."""
+        with our_errors(self.jobs.where):
+            self.jobs.client.blpop([keys.WAKE], timeout=timeout_s)
+
+    def resign(self) -> None:
+        """Give up the lead, if held, so that another keeper need not wait for the lock to end."""
+        with our_errors(self.jobs.where):
+            if self.jobs.client.get(keys.LEADER) == self.token:
+                self.jobs.client.delete(keys.LEADER)
+
+
+def _messages(flat: list[str]) -> list[Dispatch]:
+    quads = zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+    return [Dispatch(job_id, int(number), model, plain) for job_id, number, model, plain in quads]

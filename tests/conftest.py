@@ -1,0 +1,55 @@
+"""Fixtures for all tests: a real server on a free port, and waiting without sleeping."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from farm.ledger.jobs import Jobs
+from farm.local.server import EmbeddedServer
+from farm.settings import Settings, load_settings
+
+
+def wait_until(condition: Callable[[], object], *, why: str, timeout_s: float = 30.0) -> None:
+    """Return once ``condition`` holds; fail with ``why`` when it has not after ``timeout_s``."""
+    pause = threading.Event()
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for: {why}"
+        pause.wait(0.01)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """One real server for the whole run; tests that use it find it empty."""
+    running = EmbeddedServer(tmp_path_factory.mktemp("server"))
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """A connection to the emptied server."""
+    with redis.Redis.from_url(server.url, decode_responses=True) as connection:
+        connection.flushall()
+        yield connection
+
+
+@pytest.fixture
+def settings(server: EmbeddedServer, tmp_path: Path) -> Settings:
+    """Settings that point at the test server and a fresh state folder."""
+    return load_settings(redis={"url": server.url}, local={"state_dir": tmp_path / "state"})
+
+
+@pytest.fixture
+def jobs(settings: Settings, client: redis.Redis) -> Iterator[Jobs]:
+    """The ledger on the emptied server."""
+    ledger = Jobs(settings)
+    yield ledger
+    ledger.client.close()
