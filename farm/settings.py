@@ -44,6 +44,9 @@ class BrokerSettings(_Group):
     """Celery's server; the ledger's own unless set."""
     visibility_timeout_s: float = Field(3600, ge=60)
     """When kombu delivers an unacknowledged message again. Recovery does not wait for it: leases do that."""
+    foreign_queues: list[str] = ["farm.default", "celery"]
+    """Queues where other Celery apps may leave farm.generate. "celery" is where send_task goes unless told otherwise;
+    leave it out on a server that other Celery apps use too, since their tasks are unknown here."""
 
 
 class LeaseSettings(_Group):
@@ -111,8 +114,6 @@ class EngineSettings(_Group):
     """An engine that has work and finishes no step for this long is killed and started again."""
     load_timeout_s: float = Field(1800.0, gt=0)
     """An engine that has not loaded its model by then is killed and started again."""
-    max_restarts: int = Field(5, ge=0)
-    """After so many engine deaths in a row without a token the worker stops taking jobs."""
     synthetic_step_s: float = Field(0.0, ge=0)
     """How long a step of the synthetic engine takes."""
 
@@ -163,7 +164,7 @@ class LogsSettings(_Group):
 
 class WorkerSettings(_Group):
     name: str | None = None
-    """The worker's name, the same after a restart. Unset: the host's name."""
+    """The worker's name, the same after a restart and used by no other. Unset: the host's name and process id."""
     role: Literal["model", "system"] = "model"
     """model generates; system has no engine and keeps queues moving."""
     heartbeat_file: Path | None = None

@@ -1,0 +1,81 @@
+"""The Celery app of a worker: ``celery -A workers.app worker`` or ``farm worker``.
+
+The entry point: the one module that reads the environment at import, because Celery imports it to find ``app``.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+from celery.worker import control
+
+from farm import logs
+from farm.broker import make_app
+from farm.errors import ModelRefused
+from farm.local.discover import discover
+from farm.settings import Settings, load_settings
+from workers import tasks
+from workers.exits import EXIT_REFUSED
+from workers.host import Host
+
+
+def build(settings: Settings) -> tuple[Celery, Host]:
+    """An app whose worker loads the engine before it takes its first message, and what its tasks share."""
+    app = make_app(settings)
+    host = Host(settings, app)
+    tasks.register(app, host)
+    app.steps["worker"].add(_step(host))
+
+    plain_revoke = control.Panel.data["revoke"]
+
+    # Celery keeps weak references to receivers unless told otherwise.
+    @signals.worker_shutting_down.connect(weak=False)
+    def _drain(**_: Any) -> None:
+        # In a thread: this runs inside a signal handler.
+        threading.Thread(target=host.drain, name="drain", daemon=True).start()
+
+    @signals.task_revoked.connect(weak=False)
+    def _revoked(request: Any, **_: Any) -> None:
+        host.cancel([request.id])
+
+    @signals.setup_logging.connect(weak=False)
+    def _logging(**_: Any) -> None:
+        logs.setup(settings.logs)
+
+    @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
+    def _revoke(state: Any, task_id: Any, **_: Any) -> Any:
+        """Revoke tasks: their jobs are cancelled, running ones too, so there is no process to terminate."""
+        ids = [task_id] if isinstance(task_id, str) else list(task_id or ())
+        host.cancel(ids)
+        return plain_revoke(state, ids)
+
+    return app, host
+
+
+def _step(host: Host) -> type[bootsteps.StartStopStep]:
+    class FarmStep(bootsteps.StartStopStep):
+        """Starts the engine before Celery's consumer, and stops it after."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def start(self, _parent: Any) -> None:
+            try:
+                host.start()
+            except ModelRefused as error:
+                sys.stderr.write(f"farm worker: model refused: {error}\n")
+                host.stop()
+                raise SystemExit(EXIT_REFUSED) from None
+
+        def stop(self, _parent: Any) -> None:
+            host.stop()
+
+        def terminate(self, _parent: Any) -> None:
+            host.stop()
+
+    return FarmStep
+
+
+app, host = build(discover(load_settings()))

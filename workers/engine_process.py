@@ -1,0 +1,140 @@
+"""The engine process as its worker sees it: started, spoken to, watched, killed.
+
+It runs ``python -m workers.engine`` on one end of a socket pair. What it says goes to ``on_message``; when it ends, or
+has work and finishes no step within the watchdog, ``on_lost`` is told once. It never outlives this process: its end of
+the pair closes with ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import structlog
+
+from farm.errors import EngineLost, ModelRefused
+from farm.settings import EngineSettings
+from workers.engine.protocol import Command, Ready, Refused, Report, decode, encode
+
+log = structlog.get_logger(__name__)
+
+
+class EngineProcess:
+    """One life of the engine. Use ``start`` once; a new life is a new object."""
+
+    def __init__(
+        self, settings: EngineSettings, on_report: Callable[[Report], None], on_lost: Callable[[str], None]
+    ) -> None:
+        self._settings = settings
+        self._on_report = on_report
+        self._on_lost = on_lost
+        self._sending = threading.Lock()
+        self._stopping = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._seen_at = time.monotonic()
+        self._steps = -1
+        self._has_work = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> Ready:
+        """Start it and wait until its model is loaded.
+
+        Raises ModelRefused when the model can't be served, EngineLost when the process died or took too long.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "workers.engine", "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self._connection = Connection(ours.detach())
+        try:
+            if not self._connection.poll(self._settings.load_timeout_s):
+                limit_s = self._settings.load_timeout_s
+                raise EngineLost(f"the engine did not load its model within FARM_ENGINE__LOAD_TIMEOUT_S={limit_s:g}")
+            first = decode(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            self.kill()
+            raise EngineLost("the engine process died while loading its model; its last words are above") from None
+        except EngineLost:
+            self.kill()
+            raise
+        if isinstance(first, Refused):
+            self.kill()
+            raise ModelRefused(first.message)
+        assert isinstance(first, Ready)
+        self._seen_at = time.monotonic()
+        threading.Thread(target=self._read, name="engine-reader", daemon=True).start()
+        threading.Thread(target=self._watch, name="engine-watchdog", daemon=True).start()
+        return first
+
+    def send(self, command: Command) -> None:
+        """Tell the engine. A dead engine hears nothing: ``on_lost`` speaks for it."""
+        if self._connection is None:
+            return
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.send_bytes(encode(command))
+
+    def kill(self) -> None:
+        """End it at once, quietly: ``on_lost`` is not told."""
+        self._stopping = True
+        self._end()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it last finished a step or said that it has nothing to do."""
+        return time.monotonic() - self._seen_at
+
+    def _end(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            self._process.wait()
+
+    def _read(self) -> None:
+        assert self._connection is not None
+        reason = "engine_died"
+        try:
+            while True:
+                message = decode(self._connection.recv_bytes())
+                assert isinstance(message, Report)
+                # A beat without a new step is a sign of life only from an engine with nothing to do.
+                if message.steps != self._steps or not (message.running or message.waiting):
+                    self._steps, self._seen_at = message.steps, time.monotonic()
+                self._has_work = bool(message.running or message.waiting)
+                self._on_report(message)
+        except (EOFError, OSError):
+            pass
+        except Exception:
+            log.exception("engine_spoke_nonsense")
+            reason = "engine_broken"
+        if self._stopping:
+            return
+        if self.silent_s > self._settings.watchdog_s:
+            reason = "engine_hung"
+        self._end()
+        assert self._process is not None
+        log.error("engine_lost", reason=reason, exit_code=self._process.returncode)
+        self._on_lost(reason)
+
+    def _watch(self) -> None:
+        assert self._process is not None
+        pause = threading.Event()
+        while self._process.poll() is None:
+            if self.silent_s > self._settings.watchdog_s:
+                # Killing it ends the reader, which reports the loss.
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+                return
+            pause.wait(min(1.0, self._settings.watchdog_s / 4))

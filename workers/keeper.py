@@ -1,0 +1,106 @@
+"""The keeper: a thread in every worker; one leads. It publishes the messages of jobs whose turn it is.
+
+Woken by whoever changes something, else by a tick. It survives whatever the server does: every look starts afresh.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from farm.broker import TASK, queue_of
+from farm.errors import ServerUnreachable
+from farm.ledger.upkeep import MOST, Dispatch, Upkeep
+from farm.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+class Keeper:
+    """One keeper and its thread."""
+
+    def __init__(self, settings: Settings, app: Celery, upkeep: Upkeep) -> None:
+        self._settings = settings
+        self._app = app
+        self._upkeep = upkeep
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self.looked_at = time.monotonic()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop looking and leave the lead to another."""
+        self._stopped.set()
+        self._thread.join(timeout=2 * self._settings.redis.timeout_s)
+        try:
+            self._upkeep.resign()
+        except ServerUnreachable:
+            log.debug("resigned_without_server")
+
+    def _run(self) -> None:
+        keeper = self._settings.keeper
+        wait_s, kept_at = 0.1, 0.0
+        while not self._stopped.is_set():
+            try:
+                if time.monotonic() - kept_at >= keeper.tick_s:
+                    kept_at = time.monotonic()
+                    if not self._keep():
+                        self._stopped.wait(keeper.lock_s / 2)
+                        continue
+                self._dispatch()
+                self.looked_at = time.monotonic()
+                wait_s = 0.1
+                self._stopped.wait(keeper.debounce_s)
+                self._upkeep.wait(keeper.tick_s)
+            except (ServerUnreachable, OperationalError) as error:
+                log.warning("keeper_waits_for_server", error=str(error), wait_s=wait_s)
+                self._stopped.wait(wait_s)
+                wait_s = min(2.0, 2 * wait_s)
+            except Exception:
+                log.exception("keeper_failed")
+                self._stopped.wait(1.0)
+
+    def _keep(self) -> bool:
+        done = self._upkeep.keep()
+        if done.leases_ended or done.expired or done.republished:
+            log.info("upkeep", leases_ended=done.leases_ended, expired=done.expired, republished=done.republished)
+        self._publish(done.messages)
+        return done.is_leader
+
+    def _dispatch(self) -> None:
+        while not self._stopped.is_set():
+            messages = self._upkeep.dispatch().messages
+            self._publish(messages)
+            if len(messages) < MOST:
+                return
+
+    def _publish(self, messages: list[Dispatch]) -> None:
+        """Send one Celery message a job. What gets lost on the way goes out again: nobody will have claimed it."""
+        if not messages:
+            return
+        task = self._app.tasks[TASK]
+        with self._app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=256):
+            for message in messages:
+                task.apply_async(producer=producer, **_envelope(message))
+
+
+def _envelope(message: Dispatch) -> dict[str, Any]:
+    """What apply_async needs. Jobs from a plain Celery message keep its headers, so that canvas goes on."""
+    common: dict[str, Any] = {
+        "kwargs": {"job": message.id, "dispatch": message.number},
+        "task_id": message.id,
+        "queue": queue_of(message.model),
+        "ignore_result": True,
+    }
+    if not message.plain:
+        return common
+    headers = json.loads(message.plain)
+    return {**common, **{name: value for name, value in headers.items() if value is not None}, "ignore_result": False}

@@ -1,0 +1,326 @@
+"""The jobs that this worker runs, between Celery's threads, the ledger and the engine process.
+
+A task thread brings a claimed job and waits. One thread writes all jobs' new tokens to the ledger and renews their
+leases, one call per flush. The engine's reader thread adds tokens as they come. Whoever ends a job first (the engine,
+the ledger, a drain, the engine's death) settles it; the task thread then writes the outcome.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+
+from farm.contracts import JobError, JobState, Request
+from farm.errors import EngineLost, ModelRefused, ServerUnreachable
+from farm.ledger.attempts import ENTRIES_PER_CALL, Advance, Attempts, Claim, Kept, Outcome
+from farm.ledger.jobs import ModelFacts, entry
+from farm.settings import Settings
+from workers.engine.protocol import Add, Admitted, Cancel, Emitted, Failed, Finished, Ready, Report, SamplingParams
+from workers.engine_process import EngineProcess
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+RESPAWN_CAP_S = 30.0
+RETRY_CAP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a task thread's job ended: with a state, handed back (``state`` queued), or taken away (``state`` None)."""
+
+    state: JobState | None
+    reason: str
+    error: JobError | None = None
+
+
+@dataclass
+class _Running:
+    """One job aboard. ``entries`` are all its tokens from index 0; the ledger is known to hold ``flushed`` of them."""
+
+    claim: Claim
+    entries: list[str]
+    flushed: int
+    prompt_tokens: int = 0
+    final: Finished | Failed | None = None
+    ending: Ending | None = None
+    settled: threading.Event = field(default_factory=threading.Event)
+
+    def settle(self, *, final: Finished | Failed | None = None, ending: Ending | None = None) -> None:
+        """Decide how it ends, once."""
+        if not self.settled.is_set():
+            self.final, self.ending = final, ending
+            self.settled.set()
+
+    def advance(self) -> Advance:
+        return Advance(self.claim.id, self.claim.nonce, self.flushed, self.entries[self.flushed :], self.prompt_tokens)
+
+
+class Runner:
+    """One worker's engine and the jobs aboard."""
+
+    def __init__(self, settings: Settings, attempts: Attempts, name: str, on_refused: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._attempts = attempts
+        self._name = name
+        self._on_refused = on_refused
+        self._lock = threading.Lock()
+        self._aboard: dict[str, _Running] = {}
+        self._engine: EngineProcess | None = None
+        self._ready: Ready | None = None
+        self._can_run = threading.Event()
+        self._draining = threading.Event()
+        self._stopped = threading.Event()
+        self._deaths = 0
+
+    def start(self) -> None:
+        """Load the model, make the worker known, start the beat. Raises ModelRefused; retries a dying engine."""
+        self._launch()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def run(self, claim: Claim) -> Ending:
+        """Generate for a claimed job and return how it ended. Blocks; the lease is kept meanwhile."""
+        kept = [entry(token_id, text, None, None) for token_id, text in claim.kept]
+        running = _Running(claim, kept, len(kept))
+        with self._lock:
+            engine = self._engine if self._can_run.is_set() and not self._draining.is_set() else None
+            if engine is not None:
+                self._aboard[claim.id] = running
+        if engine is None:
+            reason = "drain" if self._draining.is_set() else "engine_starting"
+            self._patiently(lambda: self._attempts.release([(claim.id, claim.nonce)], "drain", reason))
+            return Ending(JobState.QUEUED, reason)
+        engine.send(_add(claim))
+        running.settled.wait()
+        try:
+            return running.ending or self._conclude(running)
+        finally:
+            with self._lock:
+                self._aboard.pop(claim.id, None)
+
+    def wait_until_ready(self) -> None:
+        """Block until the engine can take a job or the worker drains."""
+        while not self._can_run.wait(0.2) and not self._draining.is_set():
+            pass
+
+    def drain(self) -> None:
+        """Take no more, write what there is, hand every job back. Other workers go on from the last token."""
+        if self._draining.is_set():
+            return
+        self._draining.set()
+        try:
+            self._flush()
+            held = self._interrupt(Ending(JobState.QUEUED, "drain"))
+            self._attempts.release(held, "drain", "drain", draining=True)
+            log.info("drained", jobs=len(held))
+        except ServerUnreachable as error:
+            # Their leases end by themselves.
+            log.warning("drained_without_server", error=str(error))
+        finally:
+            self._interrupt(Ending(JobState.QUEUED, "drain"))
+
+    def stop(self) -> None:
+        """End the engine and the beat, after ``drain``."""
+        self._stopped.set()
+        self._can_run.clear()
+        if self._engine is not None:
+            self._engine.kill()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the engine last showed progress; 0 while there is none to show it."""
+        engine = self._engine
+        return engine.silent_s if engine is not None and self._can_run.is_set() else 0.0
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs the worker may hold now."""
+        return self._ready.slots if self._ready and self._can_run.is_set() and not self._draining.is_set() else 0
+
+    def _launch(self) -> None:
+        """Bring up an engine, however many deaths it takes. Raises ModelRefused."""
+        while not self._stopped.is_set():
+            engine = EngineProcess(self._settings.engine, self._on_report, self._on_engine_lost)
+            try:
+                ready = engine.start()
+            except EngineLost as error:
+                self._deaths += 1
+                log.warning("engine_start_failed", error=str(error), deaths=self._deaths)
+                self._stopped.wait(min(RESPAWN_CAP_S, 0.5 * 2 ** min(self._deaths, 10)))
+                continue
+            with self._lock:
+                self._engine, self._ready = engine, ready
+                self._can_run.set()
+            log.info("engine_ready", model=self._settings.model.name, slots=ready.slots, load_s=round(ready.load_s, 2))
+            self._patiently(self._register)
+            return
+
+    def _register(self) -> None:
+        ready = self._ready
+        assert ready is not None
+        model = self._settings.model.name
+        facts = ModelFacts(model, ready.context, ready.vocab, ready.fingerprint, ready.tokenizer)
+        taken = self._attempts.register(self._name, model, self.capacity, "model", facts)
+        if taken:
+            log.info("jobs_of_previous_life_queued_again", jobs=taken)
+
+    def _on_report(self, report: Report) -> None:
+        for event in report.events:
+            running = self._aboard.get(event.id)
+            if running is None or running.settled.is_set():
+                continue
+            if isinstance(event, Emitted):
+                self._deaths = 0
+                running.entries += [entry(t.id, t.text, t.logprob, t.top) for t in event.tokens]
+            elif isinstance(event, Admitted):
+                running.prompt_tokens = event.prompt_tokens
+            else:
+                running.settle(final=event)
+
+    def _on_engine_lost(self, reason: str) -> None:
+        with self._lock:
+            self._can_run.clear()
+        if self._stopped.is_set():
+            return
+        self._deaths += 1
+        try:
+            self._flush()
+            held = self._interrupt(Ending(JobState.QUEUED, reason))
+            self._patiently(lambda: self._attempts.release(held, "lost", reason))
+        except ServerUnreachable as error:
+            log.warning("engine_lost_without_server", error=str(error))
+        threading.Thread(target=self._relaunch, name="engine-relaunch", daemon=True).start()
+
+    def _relaunch(self) -> None:
+        self._stopped.wait(min(RESPAWN_CAP_S, 0.25 * 2 ** min(self._deaths - 1, 10)))
+        try:
+            self._launch()
+        except ModelRefused as error:
+            self._on_refused(str(error))
+
+    def _interrupt(self, ending: Ending) -> list[tuple[str, str]]:
+        """Settle every job that the engine has not ended. Returns (id, nonce) of each."""
+        with self._lock:
+            aboard = [running for running in self._aboard.values() if not running.settled.is_set()]
+        for running in aboard:
+            if self._engine is not None:
+                self._engine.send(Cancel(running.claim.id))
+            running.settle(ending=ending)
+        return [(running.claim.id, running.claim.nonce) for running in aboard]
+
+    def _beat(self) -> None:
+        """Flush at every interval while jobs run, and show life while none do."""
+        idle_s = self._settings.keeper.liveness_s / 3
+        is_silent = False
+        while not self._stopped.wait(self._settings.lease.flush_s if self._aboard else min(idle_s, 0.5)):
+            try:
+                self._flush()
+                is_silent = False
+            except ServerUnreachable as error:
+                if not is_silent:
+                    log.warning("server_unreachable", error=str(error))
+                is_silent = True
+            except Exception:
+                log.exception("beat_failed")
+
+    def _flush(self) -> None:
+        with self._lock:
+            aboard = list(self._aboard.values())
+        advances = [running.advance() for running in aboard]
+        known, words = self._attempts.progress(advances, self.capacity, draining=self._draining.is_set())
+        for running, kept in zip(aboard, words, strict=True):
+            if kept.word != "lost":
+                running.flushed = kept.tokens
+            elif not running.settled.is_set():
+                # Cancelled, expired, or given to another after our lease ended.
+                if self._engine is not None:
+                    self._engine.send(Cancel(running.claim.id))
+                running.settle(ending=Ending(None, "lost"))
+        if not known and not self._draining.is_set():
+            self._register()
+
+    def _conclude(self, running: _Running) -> Ending:
+        """Write the outcome that the engine gave, until the ledger has answered."""
+        final, claim = running.final, running.claim
+        assert final is not None
+        assert self._ready is not None
+        if isinstance(final, Failed) and final.retryable:
+            error = JobError(final.code, final.message, retryable=True)
+            return self._retry(claim, error)
+        if isinstance(final, Failed):
+            error = JobError(final.code, final.message)
+            outcome = Outcome(JobState.FAILED, None, "", self._ready.fingerprint, error)
+        else:
+            state = JobState.EXPIRED if final.reason == "expired" else JobState.SUCCEEDED
+            outcome = Outcome(state, final.reason, final.tail, self._ready.fingerprint)
+        while True:
+            if len(running.entries) - running.flushed > ENTRIES_PER_CALL:
+                self._patiently(self._flush)
+                continue
+            answer = self._patiently(lambda: self._attempts.finish(running.advance(), outcome))
+            if isinstance(answer, Kept):
+                running.flushed = answer.tokens
+                continue
+            if answer is None:
+                return Ending(outcome.state, "finish", outcome.error)
+            return Ending(None, f"already {answer.value}")
+
+    def _retry(self, claim: Claim, error: JobError) -> Ending:
+        """Hand the job back for another attempt, after a wait drawn with full jitter."""
+        keeper = self._settings.keeper
+        longest_s = min(keeper.retry_cap_s, keeper.retry_base_s * 2 ** (claim.attempt - 1))
+        [state] = self._patiently(
+            lambda: self._attempts.release(
+                [(claim.id, claim.nonce)], "retry", error.code, wait_s=random.uniform(0, longest_s), error=error
+            )
+        )
+        return Ending(state, error.code, error)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call until the server answers; give up when the worker stops or has drained for too long."""
+        wait_s = 0.05
+        while True:
+            try:
+                return call()
+            except ServerUnreachable:
+                if self._stopped.wait(wait_s):
+                    raise
+                wait_s = min(RETRY_CAP_S, 2 * wait_s)
+
+
+def _add(claim: Claim) -> Add:
+    return Add(
+        id=claim.id,
+        prompt=claim.request.prompt,
+        params=sampling_params(claim.request, claim.id),
+        resume=[token_id for token_id, _ in claim.kept],
+        deadline_s=claim.deadline_s,
+    )
+
+
+def sampling_params(request: Request, job_id: str) -> SamplingParams:
+    """The engine's half of a request. Without a seed of its own a job gets one that every attempt gets again."""
+    seed = request.seed
+    if seed is None:
+        seed = int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:7])
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        min_tokens=request.min_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        seed=seed,
+        stop=tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        logprobs=request.logprobs,
+        ignore_eos=request.ignore_eos,
+    )

@@ -1,0 +1,179 @@
+"""The task ``farm.generate``: one delivery of one job.
+
+A message from the keeper names a job and a dispatch. A message from a foreign Celery app carries a request instead: it
+is adopted into the ledger, and the keeper dispatches it like any other; its headers travel along, so that ``.get()``
+and canvas work. Whatever a delivery can't use is dropped with ``Ignore``, which stores no result.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import structlog
+from celery import Celery, Task
+from celery.exceptions import Ignore, Reject, Retry
+from celery.states import FAILURE, SUCCESS
+
+from farm.broker import TASK
+from farm.contracts import JobError, JobState, JobView, Request, parse_request
+from farm.errors import FarmError, InvalidRequest, ServerFull, ServerUnreachable
+from farm.ledger.attempts import Claim, Refusal
+from workers.redaction import PlainResult
+from workers.runner import Ending
+
+if TYPE_CHECKING:
+    from workers.host import Host
+
+log = structlog.get_logger(__name__)
+
+# What of a foreign message makes callbacks, groups and chords go on, by apply_async's names for them.
+_CANVAS = {
+    "callbacks": "link",
+    "errbacks": "link_error",
+    "chord": "chord",
+    "chain": "chain",
+    "group": "group_id",
+    "group_index": "group_index",
+    "root_id": "root_id",
+    "parent_id": "parent_id",
+    "reply_to": "reply_to",
+}
+
+
+class GenerationFailed(FarmError):
+    """A job did not succeed; the message names the code and the reason."""
+
+    code = "generation_failed"
+
+
+def register(app: Celery, host: Host) -> None:
+    """Give the app its task."""
+
+    class Delivery(Task[Any, Any]):
+        """Notes that a plain job's result is stored."""
+
+        def after_return(self, status: str, _value: Any, task_id: str, *_rest: Any) -> None:
+            if status in (SUCCESS, FAILURE) and not self.request.ignore_result:
+                host.delivered(task_id)
+
+    @app.task(
+        name=TASK,
+        bind=True,
+        base=Delivery,
+        Request="workers.redaction:QuietRequest",
+        acks_late=True,
+        max_retries=None,
+        shared=False,
+        typing=False,
+        throws=(GenerationFailed,),
+    )
+    def generate(task: Task[Any, Any], *args: Any, **kwargs: Any) -> PlainResult | None:
+        """Run one delivery."""
+        if "job" in kwargs:
+            return _deliver(host, task, str(kwargs["job"]), int(kwargs.get("dispatch", 0)))
+        return _adopt(host, task, args, kwargs)
+
+
+def _deliver(host: Host, task: Task[Any, Any], job_id: str, dispatch: int) -> PlainResult | None:
+    """Claim a dispatched job, run it, report how it ended."""
+    is_plain = not task.request.ignore_result
+    if host.runner is None:
+        return _stored_outcome(host, task, job_id) if is_plain else _drop("no engine here")
+    host.runner.wait_until_ready()
+    try:
+        claim = host.attempts.claim(job_id, dispatch)
+    except ServerUnreachable:
+        # Nothing is known to be claimed; if it was, its lease ends.
+        raise Ignore from None
+    if isinstance(claim, Refusal):
+        return _stored_outcome(host, task, job_id) if is_plain and claim.reason == "ended" else _drop(claim.reason)
+    ending = host.runner.run(claim)
+    log.info("job", job=job_id, attempt=claim.attempt, state=ending.state and ending.state.value, reason=ending.reason)
+    return _report(host, task, claim, ending)
+
+
+def _report(host: Host, task: Task[Any, Any], claim: Claim, ending: Ending) -> PlainResult | None:
+    """Tell Celery, so that Flower shows the job's state."""
+    if ending.state is JobState.QUEUED and ending.error is not None:
+        raise Retry(ending.reason, exc=GenerationFailed(f"{ending.error.code}: {ending.error.message}"))
+    if ending.state is JobState.QUEUED and ending.reason != "drain":
+        raise Retry(ending.reason, exc=GenerationFailed(ending.reason))
+    if ending.state is JobState.QUEUED:
+        raise Ignore
+    if claim.is_plain:
+        return _stored_outcome(host, task, claim.id)
+    if ending.state is JobState.SUCCEEDED:
+        return None
+    raise _unsuccessful(task, ending.state or _state_now(host, claim.id), ending.error)
+
+
+def _stored_outcome(host: Host, task: Task[Any, Any], job_id: str) -> PlainResult:
+    """The outcome of a plain Celery job that has ended; a delivery too many gets it again."""
+    view = _view(host, job_id)
+    if view is None or not view.state.is_terminal:
+        raise Ignore
+    if view.state is JobState.SUCCEEDED:
+        return PlainResult(plain_body(view))
+    raise _unsuccessful(task, view.state, view.error)
+
+
+def _unsuccessful(task: Task[Any, Any], state: JobState | None, error: JobError | None) -> Exception:
+    """What to raise for a job that ended without a completion."""
+    if state is JobState.CANCELLED:
+        task.send_event("task-revoked", terminated=True, signum=None, expired=False)
+        if not task.request.ignore_result:
+            task.backend.mark_as_revoked(task.request.id, "cancelled", request=task.request, store_result=True)
+        return Ignore()
+    if state is None or not state.is_terminal:
+        return Ignore()
+    return GenerationFailed(f"{error.code}: {error.message}" if error else state.value)
+
+
+def _adopt(host: Host, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> PlainResult:
+    """Write a foreign request into the ledger; from then on it is as safe as any."""
+    try:
+        request = _foreign_request(host, args, kwargs)
+    except InvalidRequest as error:
+        raise GenerationFailed(f"{error.code}: {error}") from None
+    headers = {ours: getattr(task.request, theirs, None) for theirs, ours in _CANVAS.items()}
+    plain = "" if task.request.ignore_result and not any(headers.values()) else json.dumps(headers)
+    submission = host.jobs.place(request, job_id=task.request.id, plain=plain)
+    try:
+        [is_new] = host.jobs.submit([submission])
+    except (ServerUnreachable, ServerFull) as error:
+        raise Reject(error, requeue=True) from error
+    if is_new:
+        raise Ignore
+    return _stored_outcome(host, task, submission.id)
+
+
+def _foreign_request(host: Host, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+    if len(args) > 1 or (args and "prompt" in kwargs):
+        raise InvalidRequest("prompt", "give one prompt, by position or by name, and all else by name")
+    values = {**({"prompt": args[0]} if args else {}), **kwargs}
+    if "model" not in values:
+        values["model"] = host.settings.model.name
+    request = parse_request(values)
+    host.jobs.check_model(host.jobs.place(request).model)
+    return request
+
+
+def plain_body(view: JobView) -> dict[str, Any]:
+    """A completion as a plain Celery caller gets it."""
+    return {**view.to_dict(), "token_ids": view.token_ids}
+
+
+def _view(host: Host, job_id: str) -> JobView | None:
+    [view] = host.jobs.views([job_id])
+    return view
+
+
+def _state_now(host: Host, job_id: str) -> JobState | None:
+    view = _view(host, job_id)
+    return view.state if view else None
+
+
+def _drop(reason: str) -> NoReturn:
+    log.debug("delivery_dropped", reason=reason)
+    raise Ignore
