@@ -1,0 +1,303 @@
+"""A farm in miniature for tests of the ledger: workers, keepers, messages and time, all moved by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from farm import keys
+from farm.contracts import JobError, JobState, JobView, Request
+from farm.ledger.attempts import Advance, Attempts, Claim, Kept, Outcome, Refusal, ReleaseKind
+from farm.ledger.jobs import Jobs, ModelFacts, Submission, entry
+from farm.ledger.upkeep import Dispatch, Round, Upkeep
+
+MODEL = "tiny-bloom"
+ENDED = ("succeeded", "failed", "cancelled", "expired", "dead")
+FACTS = ModelFacts(MODEL, 2048, 512, "f00d", "/nowhere")
+
+# Everything that the ledger remembers as a time, moved into the past. ARGV: ms, '1' when nobody beat meanwhile.
+_LATER = """
+local P, ms = KEYS[1], tonumber(ARGV[1])
+local zsets = {'running', 'dispatched', 'delayed', 'deadlines', 'finished', 'undelivered', 'dead', 'workers'}
+for _, name in ipairs(zsets) do
+  local members = redis.call('ZRANGE', P .. name, 0, -1, 'WITHSCORES')
+  for i = 1, #members, 2 do redis.call('ZADD', P .. name, string.format('%.0f', members[i + 1] - ms), members[i]) end
+end
+for _, name in ipairs({'beat', 'grace'}) do
+  local value = redis.call('GET', P .. name)
+  if value and (name ~= 'beat' or ARGV[2] == '1') then
+    redis.call('SET', P .. name, string.format('%.0f', value - ms))
+  end
+end
+for _, key in ipairs(redis.call('KEYS', P .. 'job:*')) do
+  for _, name in ipairs({'deadline', 'claimed', 'created', 'started', 'finished', 'not_before', 'first_token'}) do
+    local value = redis.call('HGET', key, name)
+    if value and value ~= '0' then redis.call('HSET', key, name, string.format('%.0f', value - ms)) end
+  end
+end
+for _, key in ipairs(redis.call('KEYS', P .. '*')) do
+  local left = redis.call('PTTL', key)
+  if left > 0 then redis.call('PEXPIRE', key, left - ms) end
+end
+"""
+
+
+@dataclass
+class Run:
+    """One attempt as its worker sees it: the job, its nonce, and the entries it has from index 0 on."""
+
+    id: str
+    nonce: str
+    entries: list[str]
+
+    def generate(self, tokens: int) -> None:
+        """Add tokens: each carries its index, so holes and doubles show, and the nonce of its maker."""
+        for _ in range(tokens):
+            self.entries.append(token(len(self.entries), self.nonce))
+
+    def advance(self, start: int = 0, upto: int | None = None) -> Advance:
+        """The entries from ``start`` on, as a worker sends them."""
+        return Advance(self.id, self.nonce, start, self.entries[start:upto], prompt_tokens=3)
+
+
+@dataclass
+class Hand:
+    """One incarnation of a worker."""
+
+    name: str
+    attempts: Attempts
+    capacity: int
+    model: str = MODEL
+    runs: dict[str, Run] = field(default_factory=dict)
+
+    def claim(self, message: Dispatch, nonce: str | None = None) -> Claim | Refusal:
+        """Claim a job for a message and keep the run when granted."""
+        answer = self.attempts.claim(message.id, message.number, nonce)
+        if isinstance(answer, Claim):
+            kept = [entry(number, text, None, None) for number, text in answer.kept]
+            self.runs[message.id] = Run(message.id, answer.nonce, kept)
+        return answer
+
+    def write(self, job_id: str, tokens: int) -> Kept:
+        """Generate tokens for one job and write them, renewing all leases."""
+        self.runs[job_id].generate(tokens)
+        return self.beat()[job_id]
+
+    def beat(self, *, draining: bool = False) -> dict[str, Kept]:
+        """Write what all jobs have and renew their leases."""
+        _, words = self.attempts.progress(
+            [run.advance() for run in self.runs.values()], self.capacity, draining=draining
+        )
+        return dict(zip(self.runs, words, strict=True))
+
+    def finish(self, job_id: str, tokens: int = 0) -> Kept | JobState | None:
+        """Generate some last tokens and end the job as succeeded."""
+        run = self.runs[job_id]
+        run.generate(tokens)
+        answer = self.attempts.finish(run.advance(), succeeded())
+        del self.runs[job_id]
+        return answer
+
+    def release(self, kind: ReleaseKind, reason: str, job_ids: Sequence[str] | None = None, **more: Any) -> Any:
+        """Hand back some jobs, or all."""
+        wanted = list(self.runs if job_ids is None else job_ids)
+        runs = [self.runs.pop(job_id) for job_id in wanted]
+        return self.attempts.release([(run.id, run.nonce) for run in runs], kind, reason, **more)
+
+
+class Field:
+    """The server, its jobs and everything around them."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+        self.client = jobs.client
+        self.keeper = Upkeep(jobs)
+        self._later = self.client.register_script(_LATER)
+        self._incarnations = 0
+
+    # Producers
+
+    def place(self, prompt: str = "Once", **more: Any) -> Submission:
+        fields = {name: more.pop(name) for name in list(more) if name in Request.model_fields}
+        return self.jobs.place(Request(prompt=prompt, **fields), **more)
+
+    def submit(self, count: int = 1, prompt: str = "Once", **more: Any) -> list[str]:
+        """Submit jobs; returns their ids in order."""
+        placed = [self.place(prompt, **more) for _ in range(count)]
+        self.jobs.submit(placed)
+        return [job.id for job in placed]
+
+    def view(self, job_id: str) -> JobView:
+        return self.jobs.view(job_id)
+
+    def state(self, job_id: str) -> str:
+        return str(self.client.hget(keys.job(job_id), "state") or "")
+
+    # Workers and keepers
+
+    def worker(self, name: str = "barn", capacity: int = 2, model: str = MODEL, role: str = "model") -> Hand:
+        """A new incarnation of a worker, registered."""
+        self._incarnations += 1
+        attempts = Attempts(self.jobs, f"{name}-{self._incarnations}")
+        attempts.register(name, model, capacity, role, FACTS if model == MODEL else None)
+        return Hand(name, attempts, capacity, model)
+
+    def keep(self) -> Round:
+        return self.keeper.keep()
+
+    def dispatch(self) -> list[Dispatch]:
+        return self.keeper.dispatch().messages
+
+    def run(self, hand: Hand, job_id: str, *, tries: int = 40) -> Run:
+        """Have one queued job claimed by one worker, whatever must happen first."""
+        for _ in range(tries):
+            for message in self.dispatch():
+                if message.id == job_id and isinstance(hand.claim(message), Claim):
+                    return hand.runs[job_id]
+            self.keep()
+            hand.beat()
+            self.later(600)
+        raise AssertionError(f"{job_id} was not claimed; it is {self.state(job_id)}")
+
+    def crash(self, hand: Hand) -> None:
+        """A worker dies; others live on and its leases end."""
+        hand.runs.clear()
+        self.later(self.jobs.settings.lease.lease_s * 1000 + 1)
+        self.keep()
+
+    # Time
+
+    def later(self, milliseconds: float, *, silent: bool = False) -> None:
+        """Let time pass. ``silent``: nobody reached the server meanwhile; otherwise somebody did."""
+        self._later(keys=[keys.PREFIX], args=[int(milliseconds), int(silent)])
+
+    # What the server holds
+
+    def dump(self, *, but: Sequence[str] = ()) -> dict[str, Any]:
+        """All keys and what they hold, in an order that does not depend on how the server stores them."""
+        found: dict[str, Any] = {}
+        for key in self.client.scan_iter(f"{keys.PREFIX}*", count=10_000):
+            if key.removeprefix(keys.PREFIX) not in but:
+                found[key] = self.read(key)
+        return found
+
+    def read(self, key: str) -> Any:
+        kind = self.client.type(key)
+        if kind == "hash":
+            return self.client.hgetall(key)
+        if kind == "list":
+            return self.client.lrange(key, 0, -1)
+        if kind == "set":
+            return self.client.smembers(key)
+        if kind == "zset":
+            return dict(self.client.zrange(key, 0, -1, withscores=True))
+        if kind == "stream":
+            return self.client.xrange(key)
+        return self.client.get(key)
+
+    def snapshot(self, raw: Any) -> dict[bytes, tuple[int, bytes]]:
+        """All keys as the server would save them. ``raw``: a client that decodes nothing."""
+        return {key: (max(0, raw.pttl(key)), raw.dump(key)) for key in raw.scan_iter(count=10_000)}
+
+    def restore(self, raw: Any, saved: dict[bytes, tuple[int, bytes]]) -> None:
+        """Put the server back to a snapshot, as an older file would."""
+        raw.flushall()
+        for key, (ttl, value) in saved.items():
+            raw.restore(key, ttl, value)
+
+
+def token(index: int, maker: str) -> str:
+    """The entry of one token."""
+    return entry(index, maker, None, None)
+
+
+def indices(entries: Sequence[str]) -> list[int]:
+    """The token ids of stored entries: 0, 1, 2, … when there is neither hole nor double."""
+    return [json.loads(item)[0] for item in entries]
+
+
+def succeeded(reason: str = "length") -> Outcome:
+    return Outcome(JobState.SUCCEEDED, reason, "", "f00d")
+
+
+def failed() -> Outcome:
+    return Outcome(JobState.FAILED, None, "", "f00d", JobError("broken", "it broke"))
+
+
+def check(field: Field) -> dict[str, dict[str, str]]:
+    """Assert what must hold of the ledger at any moment. Returns all jobs' hashes."""
+    world = field.dump(but=("events",))
+
+    def get(name: str, empty: Any) -> Any:
+        return world.get(keys.PREFIX + name, empty)
+
+    def family(name: str) -> dict[str, Any]:
+        head = keys.PREFIX + name + ":"
+        return {key.removeprefix(head): value for key, value in world.items() if key.startswith(head)}
+
+    jobs = family("job")
+    places: dict[str, list[str]] = {job_id: [] for job_id in jobs}
+
+    def put(job_id: str, place: str) -> None:
+        assert job_id in places, f"{place} holds {job_id}, which is no job"
+        places[job_id].append(place)
+
+    for name, members in family("queue").items():
+        model, priority, tenant = name.split(":")
+        for job_id, seq in members.items():
+            put(job_id, "queue")
+            job = jobs[job_id]
+            assert (job["model"], job["priority"], job["tenant"]) == (model, priority, tenant)
+            assert int(job["seq"]) == seq, "a job lost its place in its queue"
+    for name in ("delayed", "dispatched", "running"):
+        for job_id in get(name, {}):
+            put(job_id, name)
+    for worker, held in family("held").items():
+        for job_id in held:
+            put(job_id, "held")
+            assert jobs[job_id]["worker"] == worker
+    for member in get("finished", {}):
+        put(member.rpartition("|")[0], "finished")
+    for job_id in get("dead", {}):
+        put(job_id, "dead")
+
+    allowed = {
+        "queued": (["queue"], ["delayed"]),
+        "dispatched": (["dispatched"],),
+        "running": (["running", "held"],),
+        "dead": (["finished", "dead"],),
+    }
+    for job_id, job in jobs.items():
+        assert places[job_id] in allowed.get(job["state"], (["finished"],)), f"{job_id} {job['state']}: {places}"
+        is_over = job["state"] in ENDED
+        assert is_over == ("finished" in job)
+        has_deadline = job_id in get("deadlines", {})
+        assert has_deadline == ("deadline" in job and not is_over)
+        assert 0 <= int(job.get("strikes", 0)) <= 3
+        assert 0 <= int(job.get("losses", 0)) <= 10
+        entries = family("out").get(job_id, [])
+        assert indices(entries) == list(range(len(entries))), f"{job_id} has holes or doubles: {entries}"
+        assert len(family("history").get(job_id, [])) <= 20
+    for name in ("out", "history"):
+        assert set(family(name)) <= set(jobs), f"{name} of jobs that are gone"
+
+    for model in {job["model"] for job in jobs.values()}:
+        states = [job["state"] for job in jobs.values() if job["model"] == model]
+        counts = family("counts").get(model, {})
+        for state in ("queued", "dispatched", "running"):
+            assert int(counts.get(state, 0)) == states.count(state), f"counts.{state} is {counts}, jobs are {states}"
+
+    lanes = {(*name.split(":"), tenant): score for name, ts in family("lanes").items() for tenant, score in ts.items()}
+    assert set(lanes) == {tuple(name.split(":")) for name in family("queue")}, "lanes and queues disagree"
+    for (model, _, tenant), score in lanes.items():
+        assert float(family("vtime")[model][tenant]) == score, "a lane has another virtual time than its tenant"
+
+    totals = {name: int(value) for name, value in get("totals", {}).items()}
+    over = sum(totals.get(state, 0) for state in ENDED)
+    inside = sum(job["state"] not in ENDED for job in jobs.values())
+    assert totals.get("submitted", 0) == over + inside, f"submitted is not in flight + ended: {totals}"
+    weights = [int(member.rpartition("|")[2]) for member in get("finished", {})]
+    assert int(get("finished_bytes", 0)) == sum(weights), "finished_bytes is not the sum of its members"
+    return jobs
