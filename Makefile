@@ -1,0 +1,54 @@
+# Bloomfarm. `make help` lists what there is. Everything lives in .venv, which is made on first use and again when the
+# pins change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PINS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check fast bench clean
+
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.run  ## start a farm, answer the bundled prompts, show the answers, stop
+	@$(BIN)/farm demo
+
+up: $(VENV)/.run  ## start a farm on this machine and keep it running
+	@$(BIN)/farm up
+
+check: $(VENV)/.dev  ## what every commit passes: style, types, floors, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m fast
+
+test: check  ## all tests
+	$(BIN)/python -m pytest -m "not fast"
+
+bench: $(VENV)/.dev  ## the benchmarks, each with its baseline; a few minutes
+	$(BIN)/python -m benchmarks.imports
+	$(BIN)/python -m benchmarks.submit
+	$(BIN)/python -m benchmarks.throughput
+
+clean:  ## remove the virtual environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(PINS) | $(BIN)/python
+	@echo "installing the farm into $(VENV); the first time takes some minutes"
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,flower,local]'
+	@touch $@
+
+$(VENV)/.dev: $(PINS) | $(BIN)/python
+	@echo "installing the farm and its tools into $(VENV); the first time takes some minutes"
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.run
