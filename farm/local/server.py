@@ -45,6 +45,12 @@ class EmbeddedServer:
     appendfsync: str = "everysec"
     options: dict[str, str] = field(default_factory=dict)
     password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    log_path: Path | None = None
+    """Where its output goes; ``server.log`` beside the data unless given."""
+    launcher: tuple[str, ...] = ()
+    """A command that runs the server's own in its place, such as ``farm.local.tether``."""
+    held_fd: int | None = None
+    """A descriptor that the server keeps open as long as it lives: a lock on its data."""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -60,14 +66,15 @@ class EmbeddedServer:
         """Start and wait until it answers. Raises ServerMissing, or ServerFailed with the end of its log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port = self.port or free_port()
-        log_path = self.folder / "server.log"
+        log_path = self.log_path or self.folder / "server.log"
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(find_binary()), "-"],
+                [*self.launcher, str(find_binary()), "-"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
+                pass_fds=() if self.held_fd is None else (self.held_fd,),
                 start_new_session=True,  # a Ctrl-C is for us: the server goes last
             )
             assert self._process.stdin is not None
@@ -86,6 +93,11 @@ class EmbeddedServer:
                         f"the embedded Redis server did not start in {self.folder}; its log ends: {tail}"
                     )
                 time.sleep(0.01)
+
+    @property
+    def returncode(self) -> int | None:
+        """How the process ended, if it ended by itself; negative for a signal."""
+        return self._process.poll() if self._process else None
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None

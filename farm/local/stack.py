@@ -1,0 +1,258 @@
+"""A whole farm on this machine: an embedded server, workers and Flower, and the note by which others find them.
+
+It says which parts there are, what each is told and when all are ready; ``supervisor`` keeps them running. It knows
+nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import socket
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Literal, Self
+
+from pydantic import SecretStr
+
+from farm import __version__, keys
+from farm.connection import address, connect, our_errors
+from farm.errors import FarmError
+from farm.local.environ import child_environ, with_values
+from farm.local.folder import Folder, Note
+from farm.local.parts import Program, Server
+from farm.local.server import EmbeddedServer, free_port
+from farm.local.supervisor import Event, StackFailed, Supervisor
+from farm.settings import Settings
+
+POLL_S = 0.05
+DRAIN_MARGIN_S = 4.0  # Celery's own way out, after the jobs were handed back
+FLOWER_STOP_S = 3.0
+
+
+class Stack:
+    """A local farm in ``settings.local.state_dir``. With ``settings.redis.url`` set it uses that server."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        workers: int = 1,
+        system_worker: bool = True,
+        flower: bool = True,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.folder = Folder(settings.local.folder)
+        self.settings = with_values(settings, local={"state_dir": self.folder.path})
+        self.worker_names = [f"{self._prefix()}-{number}" for number in range(1, workers + 1)]
+        self.flower_url: str | None = None
+        self.started_at = 0.0
+        self._system_worker = system_worker
+        self._wants_flower = flower
+        self._on_event = on_event or (lambda _: None)
+        self._server: EmbeddedServer | None = None
+        self._started_ms = 0
+        self._supervisor: Supervisor | None = None
+
+    @property
+    def redis_url(self) -> str:
+        """The server's address, with its password; empty before ``start``."""
+        if self._server is not None:
+            return self._server.url
+        return self.settings.redis.url.get_secret_value() if self.settings.redis.url else ""
+
+    @property
+    def farm_settings(self) -> Settings:
+        """Settings that lead to this farm."""
+        return with_values(self.settings, redis={"url": SecretStr(self.redis_url)})
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process of each part that has one."""
+        parts = self._supervisor.parts if self._supervisor else []
+        return {part.name: part.pid for part in parts if part.pid is not None}
+
+    def start(self) -> None:
+        """Start everything; returns once the server answers and the rest was launched.
+
+        Raises AlreadyRunning, ServerMissing, ServerFailed, or ServerUnreachable for a server that was named.
+        """
+        self.folder.claim()
+        self.started_at = time.time()
+        self._supervisor = Supervisor(self._set_up, self._tell)
+        self._supervisor.start()
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until all model workers registered and Flower answers; others can find the farm then.
+
+        Returns False when asked to stop first.
+        Raises StackFailed after the time or when a part can't run, ModelRefused when a worker can't serve its model.
+        """
+        supervisor = self._running()
+        deadline = time.monotonic() + timeout_s
+        while waiting := self._not_ready():
+            supervisor.check()
+            if time.monotonic() > deadline:
+                raise StackFailed(
+                    f"{', '.join(waiting)} not ready after {timeout_s:g} s; see the logs in {self.folder.logs}"
+                )
+            if supervisor.wait(POLL_S):
+                return False
+        supervisor.is_settled = True
+        self._write_note()
+        return True
+
+    def wait(self) -> None:
+        """Return when asked to stop. Raises what brought the farm down otherwise."""
+        supervisor = self._running()
+        while not supervisor.wait(0.2):
+            supervisor.check()
+
+    def ask_to_stop(self) -> None:
+        """Have ``wait`` return. Fit for a signal handler; asking again makes the stop immediate."""
+        if self._supervisor is not None:
+            self._supervisor.ask_to_stop()
+
+    def stop(self) -> None:
+        """Let the workers drain, then end Flower, the server last; kill what overstays. May be called twice."""
+        if self._supervisor is not None:
+            self.folder.remove_note()
+            self._supervisor.stop()
+            self._supervisor = None
+        self.folder.release()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _set_up(self, supervisor: Supervisor) -> None:
+        """Launch the parts, in the supervisor's thread. The server answers before anything else starts."""
+        if self.settings.redis.url is None:
+            self._server = EmbeddedServer(
+                self.folder.data,
+                appendfsync="always" if self.settings.redis.durability == "fsync" else "everysec",
+                log_path=self.folder.log_path("redis"),
+                held_fd=self.folder.data_lock,
+            )
+            supervisor.launch(Server(self._server))
+        with connect(self.farm_settings.redis) as client, our_errors(address(self.farm_settings.redis)):
+            seconds, microseconds = client.time()
+        self._started_ms = seconds * 1000 + microseconds // 1000
+        for name in self.worker_names:
+            supervisor.launch(self._worker(name, "model"))
+        if self._system_worker:
+            supervisor.launch(self._worker(f"{self._prefix()}-system", "system"))
+        if self._wants_flower:
+            self._launch_flower(supervisor)
+
+    def _launch_flower(self, supervisor: Supervisor) -> None:
+        if importlib.util.find_spec("flower") is None:
+            self._wants_flower = False
+            self._tell(Event("flower", "missing", "is not installed; pip install 'bloomfarm[flower]' adds it"))
+            return
+        log_path = self.folder.log_path("flower")
+        supervisor.launch(
+            Program(
+                "flower",
+                "farm.flower",
+                log_path,
+                self._flower_environ,
+                rank=1,
+                stop_s=FLOWER_STOP_S,
+                is_essential=False,
+            )
+        )
+
+    def _worker(self, name: str, role: Literal["model", "system"]) -> Program:
+        settings = with_values(
+            self.farm_settings,
+            worker={"name": name, "role": role, "heartbeat_file": self.folder.run / f"{name}.heartbeat"},
+            engine={"threads": self.settings.engine.threads or _threads_each(len(self.worker_names))},
+        )
+        return Program(
+            name,
+            "workers",
+            self.folder.log_path(name),
+            lambda: child_environ(settings),
+            rank=0,
+            stop_s=self.settings.worker.drain_s + DRAIN_MARGIN_S,
+            is_essential=True,
+        )
+
+    def _flower_environ(self) -> dict[str, str]:
+        """Flower's environment, with a port that is free now."""
+        wanted = self.settings.flower
+        port = free_port(wanted.port)
+        host = "127.0.0.1" if wanted.host in ("0.0.0.0", "::") else wanted.host  # noqa: S104
+        self.flower_url = f"http://{host}:{port}"
+        return child_environ(with_values(self.farm_settings, flower={"port": port}))
+
+    def _prefix(self) -> str:
+        """What the names of this farm's workers begin with: distinct on a server that other machines use too."""
+        if self.settings.worker.name:
+            return self.settings.worker.name
+        if self.settings.redis.url is None:
+            return "local"
+        digest = hashlib.sha256(str(self.folder.path).encode()).hexdigest()[:4]
+        return f"{socket.gethostname()}-{digest}"
+
+    def _not_ready(self) -> list[str]:
+        """The parts that are not there yet, by name."""
+        try:
+            return self._unregistered() + ([] if self._flower_answers() else ["flower"])
+        except FarmError:
+            return ["redis"]
+
+    def _unregistered(self) -> list[str]:
+        """Workers that have not registered since the start; those of earlier runs may stand in the ledger still."""
+        if not self.worker_names:
+            return []
+        where = address(self.farm_settings.redis)
+        with our_errors(where), connect(self.farm_settings.redis) as client:
+            latest = client.hmget(keys.NAMES, self.worker_names)
+            beats = client.zmscore(keys.WORKERS, [str(worker or "") for worker in latest])
+        pairs = zip(self.worker_names, beats, strict=True)
+        return [name for name, beat in pairs if beat is None or float(beat) < self._started_ms]
+
+    def _flower_answers(self) -> bool:
+        if not self._wants_flower or "flower" in self._running().given_up:
+            return True
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{self.flower_url}/healthcheck", timeout=1) as answer,  # noqa: S310
+        ):
+            return bool(answer.status == 200)
+        return False
+
+    def _tell(self, event: Event) -> None:
+        supervisor = self._supervisor
+        if event.kind == "restarted" and supervisor is not None and supervisor.is_settled:
+            self._write_note()  # Flower may have another port
+        self._on_event(event)
+
+    def _write_note(self) -> None:
+        self.folder.write_note(
+            Note(self.redis_url, self.flower_url, os.getpid(), self.started_at, self.worker_names, __version__)
+        )
+
+    def _running(self) -> Supervisor:
+        assert self._supervisor is not None, "start the stack first"
+        return self._supervisor
+
+
+def _threads_each(workers: int) -> int | None:
+    """How many cores each of several workers gets; None leaves it to the one there is."""
+    if workers < 2:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
