@@ -123,6 +123,8 @@ class ClientSettings(_Group):
     """Whose jobs these are; tenants share the farm by weight."""
     reread_s: float = Field(2.0, gt=0)
     """How often a waiter reads its jobs again in case it missed a notification."""
+    outage_s: float = Field(60.0, gt=0)
+    """How long a waiter bears a server that does not answer before it raises ServerUnreachable. The job runs on."""
 
 
 class LimitsSettings(_Group):

@@ -1,0 +1,63 @@
+"""Find the local farm that is running, through the file that ``farm up`` leaves in its state folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from farm.errors import SettingsError
+from farm.settings import Settings
+
+FILE = "farm.json"
+
+
+def discover(settings: Settings) -> Settings:
+    """The settings with a server to talk to: theirs, else the running local farm's.
+
+    Raises SettingsError when no server is named and no local farm is running.
+    """
+    if settings.redis.url is not None:
+        return settings
+    found = running_farm(settings)
+    if found is None:
+        raise SettingsError(
+            f"FARM_REDIS__URL is not set and no local farm is running in {settings.local.folder}; "
+            "set it, or start one with: farm up"
+        )
+    return with_url(settings, found["redis_url"])
+
+
+def running_farm(settings: Settings) -> dict[str, Any] | None:
+    """What the running local farm says of itself (``redis_url``, ``pid``, addresses); None if there is none.
+
+    A file whose process is gone, or that is unreadable, counts as none.
+    """
+    path: Path = settings.local.folder / FILE
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        is_whole = isinstance(said["redis_url"], str) and isinstance(said["pid"], int)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return said if is_whole and _is_alive(said["pid"]) else None
+
+
+def with_url(settings: Settings, url: str | None) -> Settings:
+    """The settings with another server, or with none."""
+    secret = None if url is None else SecretStr(url)
+    return settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": secret})})
+
+
+def _is_alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
