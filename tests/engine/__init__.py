@@ -1,0 +1,1 @@
+"""Tests of the engine: a small random Bloom, a real engine process, and transformers as the reference."""

@@ -1,0 +1,95 @@
+"""The engine's greedy tokens are those of transformers' generate, run one by one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.workload import FIRST_BYTE, save_bloom
+from tests.engine import reference
+from tests.engine.driving import Said, bloom, drive
+from workers.engine.checkpoint import BloomConfig
+from workers.engine.engine import Engine
+from workers.engine.protocol import Add, SamplingParams
+
+SHAPES = {
+    "3 heads": BloomConfig(vocab=300, hidden=48, layers=2, heads=3),
+    "5 heads": BloomConfig(vocab=421, hidden=80, layers=3, heads=5),
+    "6 heads": BloomConfig(vocab=512, hidden=96, layers=2, heads=6),
+    "12 heads": BloomConfig(vocab=600, hidden=96, layers=2, heads=12),
+    "8 heads, post-norm residual": BloomConfig(vocab=400, hidden=64, layers=3, heads=8, residual_post_norm=True),
+    "1 head, explicit head": BloomConfig(vocab=350, hidden=32, layers=2, heads=1, tied=False),
+}
+
+
+def _prompts(vocab: int, count: int, seed: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(FIRST_BYTE, vocab) for _ in range(rng.choice([1, 2, 7, 20, 45, 90]))] for _ in range(count)]
+
+
+def _adds(prompts: list[list[int]], rng: random.Random) -> list[Add]:
+    return [
+        Add(str(i), prompt, SamplingParams(max_tokens=rng.randint(3, 40), ignore_eos=True))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _check(folder: Path, adds: list[Add], said: dict[str, Said]) -> None:
+    for add in adds:
+        assert isinstance(add.prompt, list)
+        assert said[add.id].reason == "length"
+        expected = reference.generate(folder, add.prompt, add.params.max_tokens)
+        reference.assert_same(folder, add.prompt, expected, said[add.id].ids)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_tokens_equal_generate_whatever_the_shape_and_the_order_of_arrival(shape: BloomConfig, tmp_path: Path) -> None:
+    """Requests that arrive at random, share steps and chunk their prompts get the tokens they would get alone."""
+    folder = save_bloom(tmp_path / "bloom", shape, seed=shape.heads)
+    rng = random.Random(shape.heads)
+    adds = _adds(_prompts(shape.vocab, 10, seed=shape.heads), rng)
+    model = bloom(folder, max_slots=4, prefill_budget=24)
+    said = drive(Engine(model, prefill_budget=24), adds, arrive=[rng.randint(0, 60) for _ in adds])
+    _check(folder, adds, said)
+    generated = [token for one in said.values() for token in one.ids]
+    assert len(set(generated)) > len(generated) / 8, "the texts only repeat themselves: the comparison proves nothing"
+
+
+def test_tokens_equal_generate_when_memory_holds_two_requests_at_a_time(tmp_path: Path) -> None:
+    """A cache that is short of memory delays requests, and changes no token."""
+    shape = SHAPES["6 heads"]
+    folder = save_bloom(tmp_path / "bloom", shape)
+    adds = _adds(_prompts(shape.vocab, 8, seed=9), random.Random(9))
+    token_bytes = 2 * shape.layers * shape.hidden * 4
+    model = bloom(folder, max_slots=8, kv_bytes=256 * token_bytes)
+    assert model.ready.kv_tokens == 256
+    _check(folder, adds, drive(Engine(model, prefill_budget=128), adds))
+
+
+def test_the_end_of_text_token_stops_where_generate_stops(tmp_path: Path) -> None:
+    """A request ends at the model's own end of text, which is not among its tokens."""
+    shape = BloomConfig(vocab=280, hidden=32, layers=2, heads=4)
+    folder = save_bloom(tmp_path / "bloom", shape, seed=3)
+    prompts = _prompts(shape.vocab, 40, seed=1)
+    adds = [Add(str(i), prompt, SamplingParams(max_tokens=60)) for i, prompt in enumerate(prompts)]
+    said = drive(Engine(bloom(folder, max_slots=16), prefill_budget=64), adds)
+    for add, prompt in zip(adds, prompts, strict=True):
+        expected = reference.generate(folder, prompt, 60, ignore_eos=False)
+        ended = expected[-1] == 2
+        assert said[add.id].reason == ("stop" if ended else "length")
+        reference.assert_same(folder, prompt, expected[:-1] if ended else expected, said[add.id].ids)
+    assert {one.reason for one in said.values()} == {"stop", "length"}, "the seed must give both endings"
+
+
+@pytest.mark.skipif(
+    not (Path(__file__).parents[2] / "workers/tiny_bloom/model.safetensors").is_file(), reason="tiny-bloom is not built"
+)
+def test_tiny_bloom_continues_text_as_generate_does() -> None:
+    """The default model's tokens are those of transformers."""
+    folder = Path(__file__).parents[2] / "workers/tiny_bloom"
+    model = bloom("tiny-bloom", max_slots=4, prefill_budget=16)
+    prompts = [model.encode(text) for text in ("Once upon a time", "The little farm", "She opened the door and", "One day")]
+    adds = [Add(str(i), prompt, SamplingParams(max_tokens=48, ignore_eos=True)) for i, prompt in enumerate(prompts)]
+    _check(folder, adds, drive(Engine(model, prefill_budget=16), adds, arrive=[0, 3, 5, 20]))

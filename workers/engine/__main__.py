@@ -1,0 +1,22 @@
+"""``python -m workers.engine --fd N``: the engine process, over an inherited socket."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from multiprocessing.connection import Connection
+
+from workers.engine.process import serve
+
+
+def main() -> None:
+    """Serve the inherited socket. Ignores SIGINT and SIGTERM: the worker decides when the engine ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(prog="python -m workers.engine", description="The engine process of a worker.")
+    parser.add_argument("--fd", type=int, required=True, help="file descriptor of the inherited socket")
+    serve(Connection(parser.parse_args().fd))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Linear layers with weights packed once, when loaded.
+
+torch's own GEMM packs the weight on every call and reaches a fraction of the machine at decode's few rows. oneDNN and
+MKL take a packed weight through private operators, so each is tried at load: it must agree with ``F.linear`` and be
+faster.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PROBE_ROWS = 16
+"""Rows of the probe: a typical number of running sequences."""
+_PROBE_OUT = 4096
+_PROBE_CALLS = 5
+
+Apply = Callable[[Tensor], Tensor]
+AddTo = Callable[[Tensor, Tensor], Tensor]
+
+
+class Linear:
+    """``x @ weight.T + bias`` with a packed weight, and the same with GELU or a residual fused in.
+
+    weight: [out, in]; bias: [out] or None.  Inputs are [rows, in], outputs [rows, out], of the weight's dtype.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, backend: str | None = None) -> None:
+        """Pack the weight for ``backend``, by default the fastest that gives the right numbers here."""
+        self.backend = backend or fastest_backend(weight)
+        self.apply, self.apply_gelu, self.apply_add = _BACKENDS[self.backend](weight, bias)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by tanh, as Bloom was trained with."""
+    return functional.gelu(x, approximate="tanh")
+
+
+def fastest_backend(weight: Tensor) -> str:
+    """The quickest of the backends that agree with ``F.linear`` for weights of this shape; probed once per shape."""
+    return _probe(min(weight.shape[0], _PROBE_OUT), weight.shape[1], weight.dtype)
+
+
+@functools.cache
+def _probe(outs: int, ins: int, dtype: torch.dtype) -> str:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(outs, ins, generator=generator).to(dtype)
+    bias = torch.randn(outs, generator=generator).to(dtype)
+    x = torch.randn(PROBE_ROWS, ins, generator=generator).to(dtype)
+    wanted = functional.linear(x, weight, bias)
+    best, best_s = "torch", _time(lambda: functional.linear(x, weight, bias))
+    for name in ("onednn", "mkl"):
+        try:
+            layer = Linear(weight, bias, name)
+            agree = all(
+                torch.allclose(got, want, rtol=_tolerance(dtype), atol=_tolerance(dtype) * ins**0.5)
+                for got, want in (
+                    (layer.apply(x), wanted),
+                    (layer.apply_gelu(x), gelu(wanted)),
+                    (layer.apply_add(x, wanted), wanted + wanted),
+                )
+            )
+        except (RuntimeError, AttributeError, NotImplementedError):  # this build of torch lacks it, or for this dtype
+            continue
+        if agree and (took_s := _time(functools.partial(layer.apply, x))) < best_s:
+            best, best_s = name, took_s
+    return best
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return 1e-5 if dtype is torch.float32 else 2e-2
+
+
+def _time(call: Callable[[], Any]) -> float:
+    """The least of some calls, in seconds: noise only adds."""
+    took_s = []
+    for _ in range(_PROBE_CALLS + 1):
+        started = time.perf_counter()
+        call()
+        took_s.append(time.perf_counter() - started)
+    return min(took_s[1:])
+
+
+def _torch(weight: Tensor, bias: Tensor | None) -> tuple[Apply, Apply, AddTo]:
+    weight = weight.contiguous()
+    return (
+        lambda x: functional.linear(x, weight, bias),
+        lambda x: gelu(functional.linear(x, weight, bias)),
+        lambda x, residual: functional.linear(x, weight, bias) + residual,
+    )
+
+
+def _onednn(weight: Tensor, bias: Tensor | None) -> tuple[Apply, Apply, AddTo]:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PROBE_ROWS)
+    pointwise = torch.ops.mkldnn._linear_pointwise.default
+    binary = torch.ops.mkldnn._linear_pointwise.binary
+    return (
+        lambda x: pointwise(x, packed, bias, "none", [], ""),
+        lambda x: pointwise(x, packed, bias, "gelu", [], "tanh"),
+        lambda x, residual: binary(x, residual, packed, bias, "add"),
+    )
+
+
+def _mkl(weight: Tensor, bias: Tensor | None) -> tuple[Apply, Apply, AddTo]:
+    weight = weight.contiguous()
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, PROBE_ROWS)
+    linear = torch.ops.mkl._mkl_linear.default
+    # The row count makes it use the packed weight; with another one it falls back to the plain, slow path.
+    return (
+        lambda x: linear(x, packed, weight, bias, x.shape[0]),
+        lambda x: gelu(linear(x, packed, weight, bias, x.shape[0])),
+        lambda x, residual: linear(x, packed, weight, bias, x.shape[0]) + residual,
+    )
+
+
+_BACKENDS: dict[str, Callable[[Tensor, Tensor | None], tuple[Apply, Apply, AddTo]]] = {
+    "torch": _torch,
+    "onednn": _onednn,
+    "mkl": _mkl,
+}

@@ -1,0 +1,47 @@
+"""Keys and values of all sequences: one flat buffer per layer, each block of the arena contiguous and head-major.
+
+Who holds which block is ``arena``'s affair. A block of ``size`` tokens at ``offset`` is [heads, size, head_dim] at rows
+``offset * heads`` and on, so neighbouring blocks of one size read as [blocks * heads, size, head_dim] without a copy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workers.engine.arena import Block
+
+
+class KVCache:
+    """The buffers: per layer [2, tokens * heads, head_dim], keys first."""
+
+    def __init__(self, layers: int, heads: int, head_dim: int, kv_tokens: int, dtype: torch.dtype) -> None:
+        """Reserve the memory. Zeros, since masked positions are read too and must hold finite numbers."""
+        self.heads = heads
+        self.head_dim = head_dim
+        self.layers = [torch.zeros(2, kv_tokens * heads, head_dim, dtype=dtype) for _ in range(layers)]
+        self._flat = [layer.view(-1, head_dim) for layer in self.layers]
+        # Row of each head's keys, and of its values, in the flat buffer.
+        self._halves = torch.tensor([0, kv_tokens * heads])
+        self._heads = torch.arange(heads)
+
+    @staticmethod
+    def token_bytes(layers: int, hidden: int, dtype: torch.dtype) -> int:
+        """Bytes of one token's keys and values over all layers."""
+        return 2 * layers * hidden * dtype.itemsize
+
+    def rows(self, offsets: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
+        """Where tokens' keys and values go: [tokens, heads, 2] from each token's block and position, all [tokens]."""
+        base = (offsets * self.heads + positions)[:, None] + sizes[:, None] * self._heads  # [tokens, heads]
+        return base[:, :, None] + self._halves
+
+    def write(self, layer: int, rows: Tensor, kv: Tensor) -> None:
+        """Store keys and values of new tokens. kv: [tokens, heads, 2, head_dim]."""
+        self._flat[layer].index_put_((rows,), kv)
+
+    def read(self, layer: int, block: Block, blocks: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of neighbouring blocks, each [blocks * heads, length, head_dim], views."""
+        first, count = block.offset * self.heads, blocks * self.heads
+        buffer = self.layers[layer][:, first : first + count * block.size]
+        both = buffer.view(2, count, block.size, self.head_dim)[:, :, :length]
+        return both[0], both[1]

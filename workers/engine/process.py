@@ -1,0 +1,89 @@
+"""The engine process: commands in, reports out, over one connection. It never outlives the other end.
+
+A thread reads commands, so the end of the connection is noticed at once, also while the model loads. The main thread
+steps while there is work and sleeps otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from multiprocessing.connection import Connection
+
+from farm.errors import FarmError
+from farm.settings import Settings, load_settings
+from workers.engine.engine import Engine, Model
+from workers.engine.protocol import BEAT_S, Add, Cancel, Command, Event, Message, Refused, Report, decode, encode
+from workers.engine.synthetic import Synthetic
+
+
+def serve(connection: Connection) -> None:
+    """Load the model named by the settings and serve the connection until its other end closes.
+
+    Sends Ready, or Refused and returns. An exception inside a step ends the process: the worker starts another one.
+    """
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, commands), name="commands", daemon=True).start()
+    try:
+        settings = load_settings()
+        engine = Engine(load_model(settings), settings.engine.prefill_budget)
+    except FarmError as error:
+        _send(connection, Refused(error.code, str(error)))
+        return
+    _send(connection, engine.ready)
+    _loop(engine, connection, commands)
+
+
+def load_model(settings: Settings) -> Model:
+    """The model that the settings name. Raises ModelRefused with the reason if it can't be served."""
+    if settings.engine.kind == "synthetic":
+        return Synthetic(settings.engine)
+    # Here because it imports torch, which the synthetic engine does without.
+    from workers.engine.bloom import Bloom
+
+    return Bloom(settings.model, settings.engine)
+
+
+def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Command]) -> None:
+    reported = time.monotonic()
+    while True:
+        _take_all(engine, commands, wait_s=0.0 if engine.has_work else BEAT_S)
+        events: list[Event] = engine.step() if engine.has_work else []
+        now = time.monotonic()
+        if events or now - reported >= BEAT_S:
+            reported = now
+            _send(connection, Report(engine.steps, engine.running, engine.waiting, events))
+
+
+def _take_all(engine: Engine, commands: queue.SimpleQueue[Command], wait_s: float) -> None:
+    """Hand every pending command to the engine, waiting up to ``wait_s`` for the first."""
+    try:
+        command = commands.get(timeout=wait_s) if wait_s else commands.get_nowait()
+        while True:
+            if isinstance(command, Add):
+                engine.add(command)
+            else:
+                engine.cancel(command.id)
+            command = commands.get_nowait()
+    except queue.Empty:
+        return
+
+
+def _read(connection: Connection, commands: queue.SimpleQueue[Command]) -> None:
+    """Queue commands until the other end is gone, then end the process, whatever it is doing."""
+    try:
+        while True:
+            message = decode(connection.recv_bytes())
+            assert isinstance(message, Add | Cancel)
+            commands.put(message)
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _send(connection: Connection, message: Message) -> None:
+    try:
+        connection.send_bytes(encode(message))
+    except OSError:  # the worker is gone
+        os._exit(0)

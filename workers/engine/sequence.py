@@ -1,0 +1,67 @@
+"""A sequence: one job inside the engine, its tokens and how many of them are in the KV cache.
+
+Plain bookkeeping: knows no torch, no text and no clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from workers.engine.arena import Block
+from workers.engine.protocol import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt and generated tokens of one job.
+
+    ``tokens`` is prompt, resumed and new tokens in a row; the first ``computed`` of them are in the KV cache.
+    ``stop_ids`` end the text; ``deadline`` is a reading of the monotonic clock in seconds.
+    """
+
+    id: str
+    prompt_tokens: int
+    tokens: list[int]
+    params: SamplingParams
+    stop_ids: frozenset[int] = frozenset()
+    deadline: float | None = None
+    computed: int = 0
+    block: Block | None = None
+    counts: Counter[int] | None = field(default=None, repr=False)
+
+    @property
+    def output_tokens(self) -> int:
+        """How many tokens were generated, by all attempts."""
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not in the KV cache yet: 1 while decoding, more during prefill."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV tokens that the sequence may need at the most; reserved when it is admitted, so none is ever evicted."""
+        return self.prompt_tokens + self.params.max_tokens
+
+    @property
+    def is_complete(self) -> bool:
+        return self.output_tokens >= self.params.max_tokens
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether the next token may end the text."""
+        return self.output_tokens >= self.params.min_tokens
+
+    def append(self, token: int) -> None:
+        """Add a generated token."""
+        self.tokens.append(token)
+        if self.counts is not None:
+            self.counts[token] += 1
+
+    def output_counts(self) -> Counter[int]:
+        """How often each token was generated, by all attempts."""
+        if self.counts is None:
+            self.counts = Counter(self.tokens[self.prompt_tokens :])
+        return self.counts

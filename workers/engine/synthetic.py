@@ -1,0 +1,80 @@
+"""An engine without a model, to measure or test the farm around it: tokens follow from (prompt, index) alone.
+
+Everything but the model is the real engine: slots, resume, stops, deadlines. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+
+from farm.settings import EngineSettings
+from workers.engine.arena import block_size
+from workers.engine.engine import Pick
+from workers.engine.protocol import Ready
+from workers.engine.scheduler import Step
+from workers.engine.sequence import Sequence
+
+_TEXT = (
+    "the farm grows a field of small blue flowers and every morning someone walks along the rows to count what opened "
+    "while rain clouds gather over hills far away by noon light falls on water in long bright lines then wind turns "
+    "leaves over one after another until evening brings bees home with stories about clover"
+)
+WORDS = _TEXT.split()
+VOCAB = 512
+"""Token ids; token i is the word i modulo the number of words."""
+
+
+class _Words:
+    """A token's text: a space and its word."""
+
+    def push(self, token: int) -> str:
+        return " " + WORDS[token % len(WORDS)]
+
+    def flush(self) -> str:
+        return ""
+
+
+class Synthetic:
+    """Makes tokens up. Implements ``engine.Model``; it never ends a text by itself."""
+
+    eos_ids: frozenset[int] = frozenset()
+
+    def __init__(self, engine: EngineSettings) -> None:
+        kv_tokens = engine.max_slots * block_size(engine.max_context)
+        self._step_s = engine.synthetic_step_s
+        self.ready = Ready(
+            slots=engine.max_slots,
+            context=engine.max_context,
+            kv_tokens=kv_tokens,
+            vocab=VOCAB,
+            fingerprint=hashlib.sha256(" ".join(WORDS).encode()).hexdigest()[:16],
+            load_s=0.0,
+            tokenizer="",
+        )
+
+    def encode(self, prompt: str) -> list[int]:
+        """One token per word of the prompt, or one for a prompt of blanks."""
+        return [zlib.crc32(word.encode("utf-8", "surrogatepass")) % VOCAB for word in prompt.split() or [prompt]]
+
+    def pieces(self) -> _Words:
+        """A detokenizer; it has no state."""
+        return _Words()
+
+    def run(self, step: Step) -> list[Pick]:
+        """Take ``synthetic_step_s`` and make up a token for each of ``step.sampled``."""
+        if self._step_s:
+            time.sleep(self._step_s)
+        return [_pick(sequence) for sequence in step.sampled]
+
+
+def _pick(sequence: Sequence) -> Pick:
+    prompt = b"".join(token.to_bytes(4, "little") for token in sequence.tokens[: sequence.prompt_tokens])
+    token = zlib.crc32(sequence.output_tokens.to_bytes(4, "little"), zlib.crc32(prompt)) % VOCAB
+    params = sequence.params
+    if token in sequence.stop_ids and not sequence.may_stop:
+        token = next(other for other in range(VOCAB) if other not in sequence.stop_ids)
+    if params.logprobs is None:
+        return Pick(token)
+    return Pick(token, -1.0, [((token + i) % VOCAB, -1.0 - i) for i in range(params.logprobs)])

@@ -1,0 +1,106 @@
+"""A checkpoint's tensors by name: checked for presence, shape and finite numbers, given out one at a time.
+
+Knows the layouts of published files: names with and without ``transformer.``, shards, a tied or explicit head.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from farm.errors import ModelRefused
+from workers.engine.checkpoint import BloomConfig, Checkpoint
+
+PREFIX = "transformer."
+EMBEDDING = "word_embeddings.weight"
+HEAD = "lm_head.weight"
+
+
+def expected_shapes(config: BloomConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a Bloom needs, by its name without prefix; an explicit head is not among them."""
+    hidden = config.hidden
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab, hidden)}
+
+    def affine(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = shape[:1]
+
+    affine("word_embeddings_layernorm", hidden)
+    for layer in range(config.layers):
+        affine(f"h.{layer}.input_layernorm", hidden)
+        affine(f"h.{layer}.self_attention.query_key_value", 3 * hidden, hidden)
+        affine(f"h.{layer}.self_attention.dense", hidden, hidden)
+        affine(f"h.{layer}.post_attention_layernorm", hidden)
+        affine(f"h.{layer}.mlp.dense_h_to_4h", 4 * hidden, hidden)
+        affine(f"h.{layer}.mlp.dense_4h_to_h", hidden, 4 * hidden)
+    affine("ln_f", hidden)
+    return shapes
+
+
+class Weights:
+    """Opens all files of a checkpoint; ``take`` reads a tensor. A context manager, since the files are mapped."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        """Check names and shapes against the configuration, without reading tensors. Raises ModelRefused."""
+        self.config = checkpoint.config
+        self.dtype = dtype
+        self._folder = checkpoint.folder
+        self._files: list[Any] = []
+        self._where: dict[str, tuple[Any, str]] = {}
+        for path in checkpoint.files:
+            self._open(path)
+        self._shapes = expected_shapes(checkpoint.config)
+        if HEAD in self._where or not checkpoint.config.tied:
+            self._shapes[HEAD] = self._shapes[EMBEDDING]
+        self._check()
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._where.clear()
+        self._files.clear()
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the head has weights of its own. Files that hold both are not tied, as in transformers."""
+        return HEAD in self._where
+
+    def take(self, name: str) -> Tensor:
+        """Read one tensor, in the engine's dtype. Raises ModelRefused if it holds NaN or infinity."""
+        file, stored = self._where[name]
+        tensor: Tensor = file.get_tensor(stored)
+        tensor = tensor.to(self.dtype)
+        if not torch.isfinite(tensor).all():
+            raise ModelRefused(f"{self._folder}: {stored} holds NaN or infinity in {self.dtype}; the file is damaged")
+        return tensor
+
+    def _open(self, path: Path) -> None:
+        try:
+            file: Any = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ModelRefused(f"{path} can't be read as safetensors: {error}; download it again") from error
+        self._files.append(file)
+        self._where |= {stored.removeprefix(PREFIX): (file, stored) for stored in file.offset_keys()}
+
+    def _check(self) -> None:
+        missing = [name for name in self._shapes if name not in self._where]
+        if missing:
+            raise ModelRefused(
+                f"{self._folder} lacks {len(missing)} of {len(self._shapes)} tensors: {', '.join(missing[:3])}"
+            )
+        for name, shape in self._shapes.items():
+            file, stored = self._where[name]
+            piece = file.get_slice(stored)
+            found = tuple(piece.get_shape())
+            if found != shape:
+                raise ModelRefused(f"{self._folder}: {stored} has shape {found}, but config.json makes it {shape}")
+            if piece.get_dtype() not in {"F16", "BF16", "F32"}:
+                raise ModelRefused(f"{self._folder}: {stored} is {piece.get_dtype()}; the farm loads F16, BF16 and F32")
