@@ -10,48 +10,27 @@ It knows the ledger and nothing of Celery or models. A ``Farm`` may be shared by
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
-from farm.contracts import Completion, Delta, JobState, JobView, Priority, Request, parse_request
-from farm.errors import FarmError, IdempotencyConflict, InvalidRequest, ServerFull, ServerUnreachable
-from farm.flow import DEFAULT_WINDOW, DRAW_S, Flow, Prompt, Result, not_succeeded, result_of, values_of
+from farm.contracts import Completion, Delta, JobState, JobView
+from farm.errors import FarmError, IdempotencyConflict, InvalidRequest, ServerUnreachable
+from farm.flow import DEFAULT_WINDOW, Flow, Result, not_succeeded, result_of
 from farm.ledger.jobs import Jobs, Piece, Submission
-from farm.ledger.streams import FIRST_PAUSE_S, LONGEST_PAUSE_S, News, Reader, Watch
+from farm.ledger.streams import News, Reader, Watch
 from farm.local.discover import discover, running_farm, with_url
-from farm.prompts import PromptCheck, fan_out
+from farm.patience import patiently
+from farm.prompts import Params, Placer, Prompt, PromptCheck, check_samples
 from farm.settings import Settings, load_settings
 
+DRAW_S = 0.05  # a slow source of prompts must not hold up those drawn already
+
 T = TypeVar("T")
-
-
-class Params(TypedDict, total=False):
-    """The fields of a request beside its prompt; ``farm.contracts.Request`` says what each means."""
-
-    model: str | None
-    max_tokens: int
-    min_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int | None
-    stop: str | list[str]
-    stop_token_ids: list[int]
-    logprobs: int | None
-    ignore_eos: bool
-    return_token_ids: bool
-    priority: Priority
-    deadline_s: float | None
-    metadata: dict[str, str]
 
 
 class Job:
@@ -91,8 +70,7 @@ class Job:
 
         No text is missed or repeated when workers die. Raises like ``result`` when the job does not succeed.
         """
-        if start < 0:
-            raise InvalidRequest("start", f"{start} is out of range; give a token index, 0 or more")
+        check_start(start)
         with self.farm.watching([self.id], start=start) as inbox:
             while True:
                 _, news = inbox.get()
@@ -175,7 +153,7 @@ class Farm:
         Raises InvalidRequest, PromptTooLong; IdempotencyConflict for the key with another request; ServerFull;
         ServerUnreachable (the job may or may not be there: with a key it is safe to submit it again).
         """
-        submission = self._placer(params)({"prompt": prompt, "idempotency_key": idempotency_key})
+        submission = self.placer(params)({"prompt": prompt, "idempotency_key": idempotency_key})
         self.ledger.submit([submission])
         return Job(self, submission.id)
 
@@ -185,13 +163,12 @@ class Farm:
         A mapping may hold an ``idempotency_key``. n: samples of each prompt, beside one another in the answer.
         All are checked before the first is sent. Raises like ``submit``, naming the prompt's place in the list.
         """
-        if n > 1 or n < 1:
-            fan_out(Request(prompt="."), n)  # checks n
-        place = self._placer(params)
+        check_samples(n)
+        place = self.placer(params)
         submissions = []
         for index, prompt in enumerate(prompts):
             try:
-                submissions += [place(prompt)] if n == 1 else place.samples(prompt, n)
+                submissions += place.samples(prompt, n)
             except InvalidRequest as error:
                 raise type(error)(f"prompts[{index}].{error.field}", error.problem) from None
         self.ledger.submit(submissions)
@@ -313,16 +290,16 @@ class Farm:
     def __repr__(self) -> str:
         return f"Farm({self.ledger.where!r}, tenant={self.tenant!r})"
 
-    def _placer(self, params: Params | dict[str, Any]) -> Placer:
-        return Placer(self, dict(params))
+    def placer(self, params: Mapping[str, object]) -> Placer:
+        """What turns prompts that share these fields into submissions of this client's tenant."""
+        return Placer(self.ledger, self.prompts, self.tenant, params)
 
     def _flow(
         self, prompts: Iterable[Prompt | Job], window: int, is_ordered: bool, params: Params
     ) -> Generator[Result, None, None]:
-        flow = Flow(window, is_ordered, self._placer(params))
-        return self._run_flow(flow, iter(prompts))
+        return self._run_flow(Flow(window, is_ordered), self.placer(params), iter(prompts))
 
-    def _run_flow(self, flow: Flow, source: Iterator[Prompt | Job]) -> Generator[Result, None, None]:
+    def _run_flow(self, flow: Flow, place: Placer, source: Iterator[Prompt | Job]) -> Generator[Result, None, None]:
         inbox: SimpleQueue[tuple[str, News]] = SimpleQueue()
         watches: dict[str, Watch] = {}
         own: set[str] = set()
@@ -343,10 +320,11 @@ class Farm:
         try:
             while True:
                 if not is_drained and (wanted := flow.wants):
-                    items, is_drained = _draw(source, wanted)
-                    adopted = [item.id for item in items if isinstance(item, Job)]
-                    flow.adopt(adopted)
-                    new, refused = self.send(flow.admit(item for item in items if not isinstance(item, Job)))
+                    items, is_drained = draw(source, wanted)
+                    flow.adopt(item.id for item in items if isinstance(item, Job))
+                    new, refused = self.send(
+                        flow.admit(place.attempt(item for item in items if not isinstance(item, Job)))
+                    )
                     own.update(new)
                     flow.refuse(refused)
                     watch(flow.flying)
@@ -363,36 +341,6 @@ class Farm:
                 self.ledger.cancel(list(own))
 
 
-class Placer:
-    """Turns prompts into checked submissions; asks the server once per model, however many there are."""
-
-    def __init__(self, farm: Farm, common: dict[str, Any]) -> None:
-        if "n" in common:
-            raise InvalidRequest("n", "is for submit_many, which returns one job per sample")
-        self._farm = farm
-        self._common = common
-        self._check = farm.prompts.checker()
-
-    def __call__(self, prompt: Prompt) -> Submission:
-        values = values_of(prompt, self._common)
-        key = values.pop("idempotency_key", None)
-        if key is not None and (not isinstance(key, str) or not key):
-            raise InvalidRequest("idempotency_key", f"{str(key)[:60]!r} is no key; give some text")
-        return self.place(parse_request(values), key)
-
-    def place(self, request: Request, key: str | None = None) -> Submission:
-        """Check a parsed request against its model and give it an id."""
-        self._check(request)
-        return self._farm.ledger.place(request, tenant=self._farm.tenant, idempotency_key=key)
-
-    def samples(self, prompt: Prompt, n: int) -> list[Submission]:
-        """``n`` submissions of one prompt, each with its own seed and key."""
-        values = values_of(prompt, self._common)
-        key = values.pop("idempotency_key", None)
-        requests = fan_out(parse_request(values), n)
-        return [self.place(request, f"{key}#{sample}" if key else None) for sample, request in enumerate(requests)]
-
-
 def delta_of(piece: Piece) -> Delta | None:
     """What a piece adds to a stream, if anything."""
     text = "".join(text for _, text in piece.tokens) + (piece.tail if piece.state.is_terminal else "")
@@ -401,23 +349,13 @@ def delta_of(piece: Piece) -> Delta | None:
     return Delta(text, piece.start + len(piece.tokens), [token for token, _ in piece.tokens])
 
 
-def patiently(call: Callable[[], T], outage_s: float, on_wait: Callable[[FarmError], None] | None = None) -> T:
-    """Make a call that may be made twice until the server answers; give up after ``outage_s`` seconds of silence."""
-    pause = threading.Event()
-    pause_s, deadline = FIRST_PAUSE_S, time.monotonic() + outage_s
-    while True:
-        try:
-            return call()
-        except (ServerUnreachable, ServerFull) as error:
-            if time.monotonic() + pause_s > deadline:
-                raise
-            if on_wait is not None:
-                on_wait(error)
-        pause.wait(pause_s)
-        pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+def check_start(start: int) -> None:
+    """Raise InvalidRequest for an index that no token can have."""
+    if start < 0:
+        raise InvalidRequest("start", f"{start} is out of range; give a token index, 0 or more")
 
 
-def _draw(source: Iterator[T], most: int) -> tuple[list[T], bool]:
+def draw(source: Iterator[T], most: int) -> tuple[list[T], bool]:
     """Up to ``most`` items, fewer from a slow source. Returns whether it has no more."""
     items: list[T] = []
     until = time.monotonic() + DRAW_S

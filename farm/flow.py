@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from farm.contracts import Completion, JobState, JobView
@@ -24,11 +23,9 @@ from farm.errors import (
 from farm.ledger.jobs import Piece, Submission
 from farm.ledger.streams import News
 
-Prompt = str | Sequence[int] | Mapping[str, object]
 Result = Completion | FarmError
 DEFAULT_WINDOW = 256
 CHUNK = 100
-DRAW_S = 0.05  # a slow source of prompts must not hold up those drawn already
 MOST_RESUBMISSIONS = 3
 
 
@@ -69,7 +66,6 @@ class Flow:
 
     window: int
     is_ordered: bool
-    place: Callable[[Prompt], Submission]
     _line: deque[_Place] = field(default_factory=deque)
     _flying: dict[str, list[_Place]] = field(default_factory=dict)
     _held: int = 0
@@ -93,17 +89,14 @@ class Flow:
         """Jobs whose end is not known yet."""
         return list(self._flying)
 
-    def admit(self, prompts: Iterable[Prompt]) -> list[Submission]:
-        """Put prompts in line. Returns what to submit; a prompt that breaks a rule has its result at once."""
+    def admit(self, placed: Iterable[Submission | FarmError]) -> list[Submission]:
+        """Put prompts in line. Returns what to submit; for a prompt that broke a rule its error is the result."""
         admitted = []
-        for prompt in prompts:
-            try:
-                submission = self.place(prompt)
-            except FarmError as error:
-                self._settle(self._enter(_Place()), error)
+        for submission in placed:
+            if isinstance(submission, FarmError):
+                self._settle(self._enter(_Place()), submission)
             else:
-                place = self._enter(_Place(submission))
-                self._flying.setdefault(submission.id, []).append(place)
+                self._flying.setdefault(submission.id, []).append(self._enter(_Place(submission)))
                 admitted.append(submission)
         return admitted
 
@@ -149,13 +142,3 @@ class Flow:
         place.result, place.submission = result, None
         if not self.is_ordered:
             self._line.append(place)
-
-
-def values_of(prompt: Prompt, common: Mapping[str, object]) -> dict[str, object]:
-    """The fields of a request: what its own mapping says goes before what all share."""
-    if isinstance(prompt, Mapping):
-        return {**common, **prompt}
-    if not isinstance(prompt, str):
-        with contextlib.suppress(TypeError):
-            return {**common, "prompt": list(prompt)}
-    return {**common, "prompt": prompt}

@@ -1,4 +1,4 @@
-"""Checks of a request that need to know its model, made before anything is enqueued.
+"""From prompts to submissions: parsed, and checked against their models before anything is enqueued.
 
 What can't be counted here is left to the worker. Facts about models are kept for a few seconds.
 """
@@ -9,17 +9,44 @@ import hashlib
 import importlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
-from farm.contracts import Request, model_name
+from farm.contracts import Priority, Request, model_name, parse_request
 from farm.errors import InvalidRequest, PromptTooLong
-from farm.ledger.jobs import Jobs, ModelFacts
+from farm.ledger.jobs import Jobs, ModelFacts, Submission
 
 FACTS_S = 5.0
 MOST_SAMPLES = 128
 MAX_BYTES_PER_CHAR = 4  # UTF-8
+
+Prompt = str | Sequence[int] | Mapping[str, object]
+"""Text, token ids, or a mapping of a request's fields, ``idempotency_key`` among them if wanted."""
+
+
+class Params(TypedDict, total=False):
+    """The fields of a request beside its prompt; ``farm.contracts.Request`` says what each means."""
+
+    model: str | None
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    stop: str | list[str]
+    stop_token_ids: list[int]
+    logprobs: int | None
+    ignore_eos: bool
+    return_token_ids: bool
+    priority: Priority
+    deadline_s: float | None
+    metadata: dict[str, str]
 
 
 class PromptCheck:
@@ -55,6 +82,49 @@ class PromptCheck:
             check_length(request, seen[request.model])
 
         return check
+
+
+class Placer:
+    """Turns prompts that share some fields into checked submissions; asks the server once per model."""
+
+    def __init__(self, jobs: Jobs, checks: PromptCheck, tenant: str, common: Mapping[str, object]) -> None:
+        """common: fields of all requests. Raises InvalidRequest if ``n`` is among them."""
+        if "n" in common:
+            raise InvalidRequest("n", "is for submit_many, which returns one job per sample")
+        self._jobs = jobs
+        self._check = checks.checker()
+        self._tenant = tenant
+        self._common = common
+
+    def __call__(self, prompt: Prompt) -> Submission:
+        """Check a prompt and give it an id. Raises InvalidRequest, PromptTooLong, ServerUnreachable."""
+        [submission] = self.samples(prompt, 1)
+        return submission
+
+    def samples(self, prompt: Prompt, n: int) -> list[Submission]:
+        """``n`` submissions of one prompt, each with its own seed and key."""
+        values = _values_of(prompt, self._common)
+        key = values.pop("idempotency_key", None)
+        if key is not None and (not isinstance(key, str) or not key):
+            raise InvalidRequest("idempotency_key", f"{str(key)[:60]!r} is no key; give some text")
+        request = parse_request(values)
+        if n == 1:
+            return [self._place(request, key)]
+        return [self._place(one, f"{key}#{sample}" if key else None) for sample, one in enumerate(fan_out(request, n))]
+
+    def attempt(self, prompts: Iterable[Prompt]) -> list[Submission | InvalidRequest]:
+        """A submission for each prompt, or the error for one that breaks a rule."""
+        placed: list[Submission | InvalidRequest] = []
+        for prompt in prompts:
+            try:
+                placed.append(self(prompt))
+            except InvalidRequest as error:
+                placed.append(error)
+        return placed
+
+    def _place(self, request: Request, key: str | None) -> Submission:
+        self._check(request)
+        return self._jobs.place(request, tenant=self._tenant, idempotency_key=key)
 
 
 def check_length(request: Request, facts: ModelFacts | None) -> None:
@@ -97,11 +167,16 @@ def fan_out(request: Request, n: int) -> list[Request]:
 
     Raises InvalidRequest if n is not between 1 and 128.
     """
-    if not 1 <= n <= MOST_SAMPLES:
-        raise InvalidRequest("n", f"{n} is out of range; give 1 to {MOST_SAMPLES}")
+    check_samples(n)
     if request.seed is None:
         return [request] * n
     return [request.model_copy(update={"seed": derived_seed(request.seed, sample)}) for sample in range(n)]
+
+
+def check_samples(n: int) -> None:
+    """Raise InvalidRequest unless there can be ``n`` samples of a prompt."""
+    if not 1 <= n <= MOST_SAMPLES:
+        raise InvalidRequest("n", f"{n} is out of range; give 1 to {MOST_SAMPLES}")
 
 
 def derived_seed(seed: int, sample: int) -> int:
@@ -110,6 +185,15 @@ def derived_seed(seed: int, sample: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed}:{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
+
+
+def _values_of(prompt: Prompt, common: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a request: what its own mapping says goes before what all share."""
+    if isinstance(prompt, Mapping):
+        return {**common, **prompt}
+    if isinstance(prompt, str) or not isinstance(prompt, Iterable):
+        return {**common, "prompt": prompt}
+    return {**common, "prompt": list(prompt)}
 
 
 @lru_cache(maxsize=8)

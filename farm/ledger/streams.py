@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import redis
 
@@ -21,6 +21,7 @@ from farm.connection import connect, our_errors
 from farm.contracts import JobState, JobView
 from farm.errors import FarmError, JobNotFound, ServerUnreachable
 from farm.ledger.jobs import Jobs, Piece
+from farm.patience import FIRST_PAUSE_S, longer
 
 STATES_PER_CALL = 500
 VIEWS_PER_CALL = 100
@@ -28,8 +29,6 @@ ENTRIES_PER_READ = 1_000
 LONGEST_BLOCK_S = 5.0
 LINGER_S = 5.0  # the thread outlives its last waiter this long, so that call after call finds it running
 REREAD_SHARE = 20  # reading all states again takes at most a twentieth of the thread's time
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 1.0
 
 News = Piece | JobView | FarmError
 Tell = Callable[[str, News], None]
@@ -71,25 +70,27 @@ class Reader:
     def watch(self, watches: Sequence[Watch]) -> None:
         """Tell these how their jobs stand, and go on telling until the jobs end or ``unwatch``.
 
-        Raises ServerUnreachable if the server can't be asked now; then none of them is watched.
+        Raises ServerUnreachable if the server can't be asked now; then none is watched, and it may be tried again.
         """
         with self._lock:
             if self._closing.is_set():
                 raise FarmError("the farm's client is closed; make another one")
             for watch in watches:
-                watch.is_over = False
-                self._watched.setdefault(watch.job_id, []).append(watch)
+                if not watch.is_over:
+                    self._watched.setdefault(watch.job_id, []).append(watch)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="farm-events", daemon=True)
                 self._thread.start()
         try:
             self._look(watches)
         except BaseException:
-            self.unwatch(watches)
+            with self._lock:
+                for watch in watches:
+                    self._remove(watch)
             raise
 
     def unwatch(self, watches: Iterable[Watch]) -> None:
-        """Tell these nothing more. Does not ask the server."""
+        """Tell these nothing more, ever. Does not ask the server."""
         with self._lock:
             for watch in watches:
                 self._forget(watch)
@@ -112,12 +113,15 @@ class Reader:
         if watch.is_over:
             return False
         watch.is_over = True
+        self._remove(watch)
+        return True
+
+    def _remove(self, watch: Watch) -> None:
         others = self._watched.get(watch.job_id, [])
         if watch in others:
             others.remove(watch)
         if not others:
             self._watched.pop(watch.job_id, None)
-        return True
 
     def _everyone(self) -> list[Watch]:
         with self._lock:
@@ -189,7 +193,7 @@ class Reader:
             self._fail(error)
             self._failing_since = None
         self._closing.wait(pause_s)
-        return min(LONGEST_PAUSE_S, pause_s * 2)
+        return longer(pause_s)
 
     def _hear(self, entries: list[tuple[str, dict[str, str]]]) -> None:
         """Fetch what the events say has changed, for all who wait in one go."""
@@ -286,10 +290,8 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _read(client: redis.Redis, cursor: str, wait_s: float) -> list[tuple[str, dict[str, str]]]:
-    answer = client.xread({keys.EVENTS: cursor}, count=ENTRIES_PER_READ, block=max(1, int(wait_s * 1000)))
-    if not answer:
-        return []
-    return list(answer[0][1])
+    answer: Any = client.xread({keys.EVENTS: cursor}, count=ENTRIES_PER_READ, block=max(1, int(wait_s * 1000)))
+    return list(answer[0][1]) if answer else []
 
 
 def _last_id(client: redis.Redis) -> str:
