@@ -98,6 +98,11 @@ def counts(model: str) -> str:
     return f"{PREFIX}counts:{model}"
 
 
+def rate(model: str) -> str:
+    """The key of a model's pace."""
+    return f"{PREFIX}rate:{model}"
+
+
 def queue(model: str, priority: str, tenant: str) -> str:
     """The key of one tenant's queue at one priority."""
     return f"{PREFIX}queue:{model}:{priority}:{tenant}"

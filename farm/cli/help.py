@@ -1,0 +1,57 @@
+"""Help for people: plain text that fits 80 columns, options grouped by purpose, examples as they are typed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+HELP_NAMES = ("-h", "--help")
+CONTEXT = {"help_option_names": list(HELP_NAMES), "max_content_width": 100}
+
+
+class Command(TyperCommand):
+    """A command whose help is plain. An option's ``rich_help_panel`` names its group."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments first, then each group in the order of its first option, the common options last."""
+        write_options(self, ctx, formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        del ctx
+        write_examples(self.epilog, formatter)
+
+
+def commands() -> typer.Typer:
+    """An app for one module's commands."""
+    return typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=CONTEXT)
+
+
+def examples(*lines: str) -> str:
+    """An epilog of examples, one a line."""
+    return "\n".join(lines)
+
+
+def write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    """Write the parameters of a command, grouped."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if record is not None:
+            is_argument = param.param_type_name == "argument"
+            group = getattr(param, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
+            groups.setdefault(group, []).append(record)
+    common = groups.pop("Options", [])
+    for name, records in [*groups.items(), ("Options", common)]:
+        if records:
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+def write_examples(epilog: str | None, formatter: Any) -> None:
+    """Write an epilog as it is, under a heading."""
+    if epilog:
+        formatter.write("\nExamples:\n")
+        for line in epilog.splitlines():
+            formatter.write(f"  {line}\n" if line else "\n")

@@ -1,0 +1,101 @@
+"""``farm worker`` and ``farm flower``: this process becomes the part, so that signals and the exit code are its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from farm.cli.help import Command, commands, examples
+from farm.cli.options import Json, reachable_settings
+from farm.connection import address, connect, our_errors
+from farm.flower import check_exposure
+from farm.local.environ import child_environ, with_values
+from farm.settings import Settings
+
+app = commands()
+
+
+class Role(StrEnum):
+    """What a worker does."""
+
+    MODEL = "model"
+    SYSTEM = "system"
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "farm worker",
+        "FARM_MODEL__ID=bigscience/bloom-7b1 farm worker --name gpu-1",
+        "farm worker --role system",
+    ),
+)
+def worker(
+    role: Annotated[
+        Role | None,
+        typer.Option(
+            help="model generates; system has no engine and keeps queues moving.",
+            show_default="FARM_WORKER__ROLE, model",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The same after a restart, and used by no other.",
+            show_default="FARM_WORKER__NAME, host and process id",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run one worker.
+
+    SIGTERM or Ctrl-C hands its jobs back to the farm, with the tokens they have. Everything else comes from settings
+    (FARM_MODEL__ID, FARM_ENGINE__MAX_SLOTS …). It ends with 78 when it can't serve its model.
+    """
+    settings = reachable_settings()
+    given = {"role": role and role.value, "name": name}
+    settings = with_values(settings, worker={name: value for name, value in given.items() if value is not None})
+    _become("workers", settings, as_json)
+
+
+@app.command(cls=Command, epilog=examples("farm flower", "FLOWER_BASIC_AUTH=me:secret farm flower --host 0.0.0.0"))
+def flower(
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="Where to listen; beyond this machine it needs FLOWER_BASIC_AUTH.",
+            show_default="FARM_FLOWER__HOST, 127.0.0.1",
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Where to listen.", show_default="FARM_FLOWER__PORT, 5555")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run Flower, the web page that shows workers and tasks.
+
+    A task's UUID is its job's id. Prompts and completions are on none of its pages.
+    """
+    settings = reachable_settings()
+    given = {"host": host, "port": port}
+    settings = with_values(settings, flower={name: value for name, value in given.items() if value is not None})
+    check_exposure(settings.flower, os.environ)
+    if not as_json:
+        sys.stdout.write(f"Flower: http://{settings.flower.host}:{settings.flower.port}   (Ctrl-C stops it)\n")
+        sys.stdout.flush()
+    _become("farm.flower", settings, as_json)
+
+
+def _become(module: str, settings: Settings, as_json: bool) -> None:
+    """Replace this process. Raises ServerUnreachable before that when the server does not answer."""
+    with our_errors(address(settings.redis)), connect(settings.redis) as client:
+        client.ping()
+    if as_json:
+        settings = with_values(settings, logs={"format": "json"})
+    os.execve(sys.executable, [sys.executable, "-m", module], child_environ(settings))  # noqa: S606
