@@ -150,3 +150,13 @@ class Farmhand:
             del self._running[running.claim.id]
         else:
             running.index = answer.tokens
+
+
+def quick(settings: Settings) -> Settings:
+    """The settings with short leases and ticks, so that a dead worker is noticed soon."""
+    return settings.model_copy(
+        update={
+            "lease": settings.lease.model_validate(QUICK_LEASE),
+            "keeper": settings.keeper.model_validate(QUICK_KEEPER),
+        }
+    )

@@ -1,0 +1,162 @@
+"""The output file of a batch: locked, appended to line by line, and fit to go on from after a crash.
+
+Which lines have an answer is kept in a temporary SQLite database: a 16-byte digest of each custom_id, on disk once it
+outgrows a cache of some megabytes, so that memory does not grow with the batch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+from enum import Enum
+from pathlib import Path
+from typing import Any, Self
+
+from farm.batch_lines import DUPLICATE_ID, ID
+from farm.errors import FarmError
+
+START = b'{"id":"' + ID.encode()
+AFTER_ID = b',"response":'
+
+
+class OutputUnusable(FarmError):
+    """The output file is in use, or holds something else than a batch's answers."""
+
+    code = "output_unusable"
+
+
+class Standing(Enum):
+    """What to do with a line: run it, skip it since it has its answer, or refuse it as a repetition."""
+
+    NEW = "new"
+    ANSWERED = "answered"
+    REPEATED = "repeated"
+
+
+class Answers:
+    """The answers of a batch. Use it in a ``with``; one process at a time may."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file. Raises OutputUnusable, OSError."""
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            self._lock()
+            # done: has an answer; repeats: refusals of later lines with its id; seen: lines of this run with it.
+            self._ids = sqlite3.connect("", isolation_level=None)
+            self._ids.execute("PRAGMA journal_mode = OFF")
+            self._ids.execute(
+                "CREATE TABLE ids (digest BLOB PRIMARY KEY, done INT DEFAULT 0, repeats INT DEFAULT 0,"
+                " seen INT DEFAULT 0) WITHOUT ROWID"
+            )
+            try:
+                self._read()
+            except BaseException:
+                self._ids.close()
+                raise
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def stand(self, custom_id: str) -> Standing:
+        """How the next line with this id stands. Ask once per line, in the order of the input."""
+        row = self._ids.execute(
+            "INSERT INTO ids (digest, seen) VALUES (?, 1) ON CONFLICT (digest) DO UPDATE SET seen = seen + 1"
+            " RETURNING done, repeats, seen",
+            (_digest(custom_id),),
+        ).fetchone()
+        done, repeats, seen = row
+        if seen == 1:
+            return Standing.ANSWERED if done else Standing.NEW
+        return Standing.ANSWERED if repeats >= seen - 1 else Standing.REPEATED
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append an answer: one write, so that a crash can tear only the last line. Raises OSError."""
+        line = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
+        rest = memoryview(line + b"\n")
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+
+    def close(self) -> None:
+        """Have the file on disk and let it go."""
+        self._ids.close()
+        os.fsync(self._file)
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputUnusable(f"{self._path} is being written by another batch; wait for it or stop it") from None
+
+    def _read(self) -> None:
+        """Learn the answers that are there, and cut off a line that a crash has torn."""
+        end = 0
+        self._ids.execute("BEGIN")
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    self._mend(line, end)
+                elif line.strip():
+                    self._learn(number, line)
+                end += len(line)
+        self._ids.execute("COMMIT")
+
+    def _mend(self, torn: bytes, end: int) -> None:
+        if (record := _head(torn)) is not None and _is_json(torn):
+            self._note(record)
+            os.write(self._file, b"\n")
+        elif torn.startswith(START) or START.startswith(torn):
+            os.ftruncate(self._file, end)
+        else:
+            raise self._foreign("the last line")
+
+    def _learn(self, number: int, line: bytes) -> None:
+        record = _head(line)
+        if record is None:
+            raise self._foreign(f"line {number}")
+        self._note(record)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        column = "repeats" if str(record["id"]).startswith(DUPLICATE_ID) else "done"
+        self._ids.execute(
+            f"INSERT INTO ids (digest, {column}) VALUES (?, 1)"  # noqa: S608
+            f" ON CONFLICT (digest) DO UPDATE SET {column} = {column} + 1",
+            (_digest(record["custom_id"]),),
+        )
+
+    def _foreign(self, where: str) -> OutputUnusable:
+        return OutputUnusable(f"{self._path}: {where} is no answer of a batch; choose another output file")
+
+
+def _head(line: bytes) -> dict[str, Any] | None:
+    """``id`` and ``custom_id`` of an answer, None if it is none. The rest of a line as we write it is not parsed."""
+    cut = line.find(AFTER_ID) if line.startswith(START) else -1
+    try:
+        record = json.loads(line[:cut] + b"}" if cut > 0 else line)
+    except (ValueError, RecursionError):
+        return None
+    is_ours = isinstance(record, dict) and isinstance(record.get("custom_id"), str) and "id" in record
+    return record if is_ours and (cut > 0 or "response" in record) else None
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _digest(custom_id: str) -> bytes:
+    return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
