@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
+
+from celery.bin.celery import celery
+from celery.platforms import SecurityWarning
 
 from farm.errors import FarmError
 from workers.exits import EXIT_REFUSED
@@ -11,21 +15,17 @@ from workers.exits import EXIT_REFUSED
 
 def main() -> None:
     """Run until terminated. Exits with 78 when settings or model are refused."""
+    # Celery warns root of pickled messages; here only JSON is read.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     try:
         module = import_module("workers.app")
     except FarmError as error:
         sys.stderr.write(f"farm worker: {error}\n")
         raise SystemExit(EXIT_REFUSED) from None
-    module.app.worker_main(
-        [
-            "worker",
-            "--without-gossip",
-            "--without-mingle",
-            "--loglevel",
-            "WARNING",
-            "--hostname",
-            f"{module.host.name}@%h",
-        ]
+    node = f"{module.host.name}@%h"
+    # No gossip and no mingling: workers meet in the ledger.
+    celery.main(
+        ["--quiet", "--app", "workers.app", "worker", "--without-gossip", "--without-mingle", "--hostname", node]
     )
 
 

@@ -66,7 +66,6 @@ def _step(host: Host) -> type[bootsteps.StartStopStep]:
                 host.start()
             except ModelRefused as error:
                 sys.stderr.write(f"farm worker: model refused: {error}\n")
-                host.stop()
                 raise SystemExit(EXIT_REFUSED) from None
 
         def stop(self, _parent: Any) -> None:

@@ -39,6 +39,8 @@ class Keeper:
     def stop(self) -> None:
         """Stop looking and leave the lead to another."""
         self._stopped.set()
+        if not self._thread.is_alive():
+            return
         self._thread.join(timeout=2 * self._settings.redis.timeout_s)
         try:
             self._upkeep.resign()
