@@ -1,12 +1,11 @@
 """Random Blooms and request mixes that benchmarks and tests share, the same from the same seed.
 
-A Bloom of default random weights repeats its last token for ever, so that every comparison passes: the builder scales the
-blocks' weights up until texts vary.
+A Bloom of default random weights repeats its last token for ever, so that every comparison passes: the builder scales
+the blocks' weights up until texts vary.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import random
@@ -15,15 +14,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from benchmarks.byte_bpe import EOS, FIRST_BYTE, byte_tokenizer
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.weights import HEAD, expected_shapes
-
-SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
-EOS = 2
-FIRST_BYTE = len(SPECIAL)
-"""The token of byte 0; byte b has token FIRST_BYTE + b."""
 
 BENCHMARK = BloomConfig(vocab=8192, hidden=512, layers=8, heads=8)
 """Small enough for a laptop; its weights miss the cache, as real ones do."""
@@ -50,17 +44,21 @@ def requests(count: int, vocab: int, seed: int = 0) -> list[Item]:
 
 
 def random_weights(config: BloomConfig, seed: int = 0, scale: float = 4.0) -> dict[str, torch.Tensor]:
-    """fp32 weights under their published names: normal(0, 0.02), those of the blocks times ``scale``."""
+    """fp32 weights under their published names: normal, those of the blocks ``scale`` times as wide.
+
+    0.02 at 512 wide, and as many times more as a narrower model needs for the same mixing.
+    """
     generator = torch.Generator().manual_seed(seed)
+    spread = 0.02 * math.sqrt(512 / config.hidden)
     weights = {}
     for name, shape in expected_shapes(config).items():
-        noise = torch.randn(shape, generator=generator) * 0.02
+        noise = torch.randn(shape, generator=generator) * spread
         is_norm = "norm" in name or name.startswith("ln_f")
         if is_norm and name.endswith(".weight"):
             noise += 1.0
         weights[name] = noise * scale if name.startswith("h.") and not is_norm else noise
     if not config.tied:
-        weights[HEAD] = torch.randn(config.vocab, config.hidden, generator=generator) * 0.02
+        weights[HEAD] = torch.randn(config.vocab, config.hidden, generator=generator) * spread
     return weights
 
 
@@ -90,23 +88,3 @@ def save_config(folder: Path, config: BloomConfig, **more: object) -> None:
         "pad_token_id": 3,
     }
     (folder / "config.json").write_text(json.dumps(body | more, indent=2))
-
-
-def byte_tokenizer(vocab: int) -> Tokenizer:
-    """A byte-level BPE as Bloom's: special tokens, 256 bytes, then pairs of bytes as far as the vocabulary goes."""
-    # Printable bytes stand for themselves, the others for the characters from U+0100 on.
-    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = itertools.count(0x100)
-    chars = [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
-    letters = [char for char in chars if char.isascii()]
-    pairs = itertools.islice(itertools.product(letters, letters), max(0, vocab - FIRST_BYTE - 256))
-    merges = [(left, right) for left, right in pairs]
-    tokens = [*SPECIAL, *chars, *(left + right for left, right in merges)]
-    tokenizer = Tokenizer(models.BPE(vocab={token: id for id, token in enumerate(tokens)}, merges=merges))
-    tokenizer.add_special_tokens(SPECIAL)
-    split = pre_tokenizers.Split(Regex(r" ?[^(\s|[.,!?…。，、।۔،])]+"), "isolated", invert=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer

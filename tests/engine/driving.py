@@ -6,12 +6,14 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farm.settings import EngineSettings, ModelSettings
-from workers.engine.bloom import Bloom
 from workers.engine.engine import Engine
 from workers.engine.protocol import Add, Admitted, Emitted, Event, Failed, Finished, SamplingParams, Token
+
+if TYPE_CHECKING:
+    from workers.engine.bloom import Bloom
 
 
 @dataclass
@@ -35,7 +37,12 @@ class Said:
 
 def bloom(folder: Path | str, **engine: Any) -> Bloom:
     """Load a Bloom for a test: one thread, and few small slots unless told otherwise."""
-    return Bloom(ModelSettings(id=str(folder)), EngineSettings(**{"threads": 1, "max_slots": 4, "max_context": 256, **engine}))
+    # Here because it imports torch, which tests of the synthetic engine do without.
+    from workers.engine.bloom import Bloom
+
+    return Bloom(
+        ModelSettings(id=str(folder)), EngineSettings(**{"threads": 1, "max_slots": 4, "max_context": 256, **engine})
+    )
 
 
 def gather(events: Iterable[Event], said: dict[str, Said] | None = None) -> dict[str, Said]:

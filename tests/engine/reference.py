@@ -40,4 +40,6 @@ def assert_same(folder: Path, prompt: list[int], expected: list[int], got: list[
     with torch.inference_mode():
         logits = load(folder)(torch.tensor([prompt + expected[:at]])).logits[0, -1]
     best = logits.topk(2).values
-    assert best[0] - best[1] < GAP, f"parts at token {at}: {expected[at : at + 4]} expected, {got[at : at + 4]} generated"
+    assert best[0] - best[1] < GAP, (
+        f"parts at token {at}: {expected[at : at + 4]} expected, {got[at : at + 4]} generated"
+    )

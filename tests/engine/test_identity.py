@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.workload import FIRST_BYTE, save_bloom
+from benchmarks.byte_bpe import FIRST_BYTE
+from benchmarks.workload import save_bloom, save_config
 from tests.engine import reference
 from tests.engine.driving import Said, bloom, drive
 from workers.engine.checkpoint import BloomConfig
@@ -47,14 +48,14 @@ def _check(folder: Path, adds: list[Add], said: dict[str, Said]) -> None:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_tokens_equal_generate_whatever_the_shape_and_the_order_of_arrival(shape: BloomConfig, tmp_path: Path) -> None:
     """Requests that arrive at random, share steps and chunk their prompts get the tokens they would get alone."""
-    folder = save_bloom(tmp_path / "bloom", shape, seed=shape.heads)
+    folder = save_bloom(tmp_path / "bloom", shape, seed=3, scale=6.0)
     rng = random.Random(shape.heads)
     adds = _adds(_prompts(shape.vocab, 10, seed=shape.heads), rng)
     model = bloom(folder, max_slots=4, prefill_budget=24)
     said = drive(Engine(model, prefill_budget=24), adds, arrive=[rng.randint(0, 60) for _ in adds])
     _check(folder, adds, said)
     generated = [token for one in said.values() for token in one.ids]
-    assert len(set(generated)) > len(generated) / 8, "the texts only repeat themselves: the comparison proves nothing"
+    assert len(set(generated)) > len(generated) / 12, "the texts only repeat themselves: the comparison proves nothing"
 
 
 def test_tokens_equal_generate_when_memory_holds_two_requests_at_a_time(tmp_path: Path) -> None:
@@ -69,15 +70,17 @@ def test_tokens_equal_generate_when_memory_holds_two_requests_at_a_time(tmp_path
 
 
 def test_the_end_of_text_token_stops_where_generate_stops(tmp_path: Path) -> None:
-    """A request ends at the model's own end of text, which is not among its tokens."""
-    shape = BloomConfig(vocab=280, hidden=32, layers=2, heads=4)
-    folder = save_bloom(tmp_path / "bloom", shape, seed=3)
-    prompts = _prompts(shape.vocab, 40, seed=1)
+    """A request ends at any of the model's own end-of-text tokens, which is not among its tokens."""
+    shape = SHAPES["5 heads"]
+    folder = save_bloom(tmp_path / "bloom", shape, scale=6.0)
+    ends = [2, *range(10, 20)]
+    save_config(folder, shape, eos_token_id=ends)
+    prompts = _prompts(shape.vocab, 12, seed=1)
     adds = [Add(str(i), prompt, SamplingParams(max_tokens=60)) for i, prompt in enumerate(prompts)]
     said = drive(Engine(bloom(folder, max_slots=16), prefill_budget=64), adds)
     for add, prompt in zip(adds, prompts, strict=True):
         expected = reference.generate(folder, prompt, 60, ignore_eos=False)
-        ended = expected[-1] == 2
+        ended = expected[-1] in ends
         assert said[add.id].reason == ("stop" if ended else "length")
         reference.assert_same(folder, prompt, expected[:-1] if ended else expected, said[add.id].ids)
     assert {one.reason for one in said.values()} == {"stop", "length"}, "the seed must give both endings"
@@ -90,6 +93,8 @@ def test_tiny_bloom_continues_text_as_generate_does() -> None:
     """The default model's tokens are those of transformers."""
     folder = Path(__file__).parents[2] / "workers/tiny_bloom"
     model = bloom("tiny-bloom", max_slots=4, prefill_budget=16)
-    prompts = [model.encode(text) for text in ("Once upon a time", "The little farm", "She opened the door and", "One day")]
+    prompts = [
+        model.encode(text) for text in ("Once upon a time", "The little farm", "She opened the door and", "One day")
+    ]
     adds = [Add(str(i), prompt, SamplingParams(max_tokens=48, ignore_eos=True)) for i, prompt in enumerate(prompts)]
     _check(folder, adds, drive(Engine(model, prefill_budget=16), adds, arrive=[0, 3, 5, 20]))

@@ -28,6 +28,7 @@ _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bf
 class Bloom:
     """A loaded Bloom checkpoint. Implements ``engine.Model``."""
 
+    @torch.inference_mode()
     def __init__(self, model: ModelSettings, engine: EngineSettings) -> None:
         """Load the model. Raises ModelRefused with the reason if it can't be served. Sets torch's thread count."""
         started = time.perf_counter()
@@ -61,6 +62,7 @@ class Bloom:
         """A fresh detokenizer for one sequence."""
         return self._tokenizer.pieces()
 
+    @torch.inference_mode()
     def run(self, step: Step) -> list[Pick]:
         """Compute a step; returns a pick for each of ``step.sampled``."""
         ordered = self._batcher.order(step)

@@ -72,7 +72,6 @@ class Stage:
         self.final_norm = norm("ln_f")
         self.head = Linear(weights.take(HEAD) if weights.has_head else self.embedding, None)
 
-    @torch.inference_mode()
     def warm_up(self, rows: int) -> None:
         """Run every kind of layer at 1 to ``rows`` rows: a new row count costs oneDNN 0.6 ms per layer shape, once."""
         block = self.blocks[0]
@@ -82,7 +81,6 @@ class Stage:
             block.down.apply_add(block.up.apply_gelu(block.dense.apply_add(x, x)), x)
             self.head.apply(x)
 
-    @torch.inference_mode()
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Compute a batch and store its keys and values. Returns fp32 logits [sampled, vocab]."""
         config = self.config

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
+from array import array
 
 from farm.settings import EngineSettings
 from workers.engine.arena import block_size
@@ -70,8 +71,8 @@ class Synthetic:
 
 
 def _pick(sequence: Sequence) -> Pick:
-    prompt = b"".join(token.to_bytes(4, "little") for token in sequence.tokens[: sequence.prompt_tokens])
-    token = zlib.crc32(sequence.output_tokens.to_bytes(4, "little"), zlib.crc32(prompt)) % VOCAB
+    told = array("Q", [sequence.output_tokens, *sequence.tokens[: sequence.prompt_tokens]])
+    token = int.from_bytes(hashlib.blake2b(told, digest_size=4).digest(), "little") % VOCAB
     params = sequence.params
     if token in sequence.stop_ids and not sequence.may_stop:
         token = next(other for other in range(VOCAB) if other not in sequence.stop_ids)
