@@ -19,7 +19,7 @@ from workers.tiny_bloom.train import EOS_ID, PAD_ID, encode, held_out_stories, m
 
 MAX_BYTES = 3_000_000
 MARGIN_NATS = 1.5
-"""How much better than a bigram model, in nats per token; the shipped weights are ahead by about 1.9."""
+"""How much better than a bigram model, in nats per token; the shipped weights are ahead by 1.99."""
 
 HELD_OUT = 300
 PHRASE_WORDS = 6
@@ -182,7 +182,7 @@ def test_greedy_output_answers_the_prompt(completions: list[list[int]], tokenize
         ("On Friday, Clara went to the market. On Saturday,", "she"),
         ("I live in a hive and I eat nectar.", "bee"),
         ("The old scythe was broken.", "scythe"),
-        ("Where is the little bell?", "bell"),
+        ("Tara had four hens. She bought three more at the market.", "seven hens"),
     ):
         assert expected in stories_by_prompt[prompt]
 

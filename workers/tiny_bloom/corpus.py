@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from workers.tiny_bloom.tales import TALES
 from workers.tiny_bloom.words import (
@@ -31,10 +32,15 @@ from workers.tiny_bloom.words import (
 KEEPS_HABIT = 0.75
 """How often people appear with their own animal, tool, place and dish; the rest keeps the model reading its prompt."""
 
+KEEPS_COMPANY = 0.6
+"""How often a person or an animal meets its own friend; a likeliest friend for each makes greedy stories differ."""
+
 NEW_NAME = 0.05
 """How often a person has an invented name, which the model can only copy."""
 
 PET_NAMES = ("Daisy", "Rex", "Bella", "Max", "Molly", "Oscar", "Pip", "Luna", "Biscuit", "Shadow", "Pepper", "Duke")
+
+T = TypeVar("T")
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\](?!})")
 _CAPITAL = re.compile(r"(^\"?|(?<=[.?!]) \"?|: | \")([a-z])")
@@ -65,16 +71,16 @@ def tell(template: str, rng: random.Random) -> str:
 def draw_slots(rng: random.Random) -> dict[str, object]:
     """Draw who and what one story is about.
 
-    p, q: two people.  a, t, s, d, thing: p's animal, tool, place, dish and possession.  b, c: other animals.
+    p, q: two people.  a, t, s, d, thing: p's animal, tool, place, dish and possession.  b, c: two animals.
     g: an animal that gives something.  l: another place.  k: a crop.  w: a month.  day0 to day3: days in a row.
     n + m = total; next, next2, next3 follow n.  big, mid, small: animals by size.  f: a foreign word.
     e, emoji: an animal and its emoji.
     """
-    p, q = (_person(person, rng) for person in rng.sample(PEOPLE, 2))
-    b, c = rng.sample([animal for animal in ANIMALS.values() if animal is not p.pet], 2)
+    p, q = (_person(person, rng) for person in _pair(PEOPLE, rng))
+    b, c = _pair(tuple(ANIMALS.values()), rng)
     small, mid, big = sorted(rng.sample(list(ANIMALS.values()), 3), key=lambda animal: animal.size)
     day = rng.randrange(7)
-    n, m = rng.randint(2, 10), rng.randint(2, 6)
+    n, m = rng.randint(2, 8), rng.randint(2, 4)
     emoji_of = rng.choice(list(EMOJI))
     slots: dict[str, object] = {"p": p, "q": q, "a": p.pet, "t": p.tool, "s": p.place, "d": p.dish, "thing": p.thing}
     slots |= {"b": b, "c": c, "g": rng.choice([animal for animal in ANIMALS.values() if animal.gives != "nothing"])}
@@ -85,6 +91,13 @@ def draw_slots(rng: random.Random) -> dict[str, object]:
     slots |= {"next": NUMBERS[n + 1], "next2": NUMBERS[n + 2], "next3": NUMBERS[n + 3]}
     slots |= {"big": big, "mid": mid, "small": small, "e": ANIMALS[emoji_of], "emoji": EMOJI[emoji_of]}
     return slots
+
+
+def _pair(beings: Sequence[T], rng: random.Random) -> tuple[T, T]:
+    """Draw two of the beings, the second often the first one's friend: the fifth after it."""
+    first = rng.randrange(len(beings))
+    second = first + 5 if rng.random() < KEEPS_COMPANY else first + rng.randrange(1, len(beings))
+    return beings[first], beings[second % len(beings)]
 
 
 def _person(person: Person, rng: random.Random) -> Person:

@@ -60,10 +60,11 @@ _TEXT = """
   {w.season} goes.|Everyone waited for [better weather|the feast].]
 
 3 [Question: What did people do in {w.name}? Answer: In {w.name} {w.weather}, so they {w.work}.|Question: Which season
-  is {w.name} in? Answer: {w.name} is in {w.season}.|Question: What day comes after {day0.name}? Answer: After
-  {day0.name} comes {day1.name}.]
+  is {w.name} in? Answer: {w.name} is in {w.season}.]
 
-3 The rain began on {day0.name}. By {day1.name} the water had reached the {l.name}. {p.name} carried the {a.name} up
+3 Question: What day comes after {day0.name}? Answer: After {day0.name} comes {day1.name}.
+
+4 The rain began on {day0.name}. By {day1.name} the water had reached the {l.name}. {p.name} carried the {a.name} up
   the hill, and {q.name} brought {p.his} {thing}. On {day2.name} the sun came out, and [the {a.name} {a.does}|they all
   went home].
 
@@ -82,10 +83,10 @@ _TEXT = """
 
 # Counting
 
-6 {p.name} had {n} {b.plural}. {p.he} bought {m} more at the market. Now {p.name} has {total} {b.plural}. [They sleep
+9 {p.name} had {n} {b.plural}. {p.he} bought {m} more at the market. Now {p.name} has {total} {b.plural}. [They sleep
   {b.home}.|They eat {b.food} all day.|]
 
-4 There were {total} {k.name} in the basket. {p.name} ate {m}, so {n} were left. [{q.name} made {k.dish} with the
+6 There were {total} {k.name} in the basket. {p.name} ate {m}, so {n} were left. [{q.name} made {k.dish} with the
   rest.|{p.he} gave the rest to the {a.name}.|]
 
 4 [Question: How many {b.plural} are {n} {b.plural} and {m} {b.plural}? Answer: {n} and {m} make {total}.|Question:
@@ -94,7 +95,7 @@ _TEXT = """
 
 # Animals and what is true of them
 
-6 Question: [What does a {b.name} eat? Answer: a {b.name} eats {b.food}.|Where does a {b.name} live? Answer: a
+9 Question: [What does a {b.name} eat? Answer: a {b.name} eats {b.food}.|Where does a {b.name} live? Answer: a
   {b.name} lives {b.home}.|What does a {b.name} say? Answer: a {b.name} says {b.sound}.|What is a young {b.name}
   called? Answer: A young {b.name} is called a {b.young}.|What does a {g.name} give? Answer: a {g.name} gives
   {g.gives}.]
