@@ -16,11 +16,17 @@ from farm.local.supervisor import Event
 
 
 @contextmanager
-def run_stack(stack: Stack) -> Iterator[Stack]:
-    """Start a stack and stop it at the end; Ctrl-C and SIGTERM ask it to stop, and again to hurry."""
+def run_stack(stack: Stack, *, interrupts: bool = False) -> Iterator[Stack]:
+    """Start a stack and stop it at the end; Ctrl-C and SIGTERM ask it to stop, and again to hurry.
+
+    interrupts: have the first of them raise KeyboardInterrupt as well, for work that does not wait on the stack.
+    """
 
     def ask(_number: int, _frame: FrameType | None) -> None:
+        is_first = not stack.is_stopping
         stack.ask_to_stop()
+        if interrupts and is_first:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

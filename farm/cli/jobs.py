@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from farm.cli.exits import FAILED, INTERRUPTED
 from farm.cli.help import Command, commands, examples
-from farm.cli.options import Json, reachable_settings
+from farm.cli.options import (
+    QUEUEING,
+    SAMPLING,
+    Deadline,
+    Json,
+    MaxTokens,
+    Model,
+    PriorityOption,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    Tenant,
+    TopK,
+    TopP,
+    given,
+    reachable_settings,
+)
 from farm.cli.output import duration, emit, note, printable, stdout
 from farm.client import Farm, Job
 from farm.contracts import JobState, JobView, Request, model_name
 from farm.errors import InvalidRequest, JobNotFound, JobNotSucceeded
 from farm.ledger.overview import overview
 
-SAMPLING, QUEUEING, OUTPUT = "How to generate", "How to queue", "What to print"
+OUTPUT = "What to print"
 app = commands()
-
-
-def _default(name: str) -> Any:
-    return Request.model_fields[name].default
-
-
-def _help(name: str) -> str:
-    return str(Request.model_fields[name].description)
 
 
 @app.command(
@@ -39,44 +48,24 @@ def _help(name: str) -> str:
 )
 def submit(
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from standard input, less its last newline.")
+        str,
+        typer.Argument(metavar="PROMPT", help="The prompt; - reads it from standard input, less its last newline."),
     ],
-    max_tokens: Annotated[
-        int, typer.Option(metavar="N", help=_help("max_tokens"), rich_help_panel=SAMPLING)
-    ] = _default("max_tokens"),
-    temperature: Annotated[
-        float, typer.Option(metavar="X", help=_help("temperature"), rich_help_panel=SAMPLING)
-    ] = _default("temperature"),
-    top_p: Annotated[float, typer.Option(metavar="X", help=_help("top_p"), rich_help_panel=SAMPLING)] = _default(
-        "top_p"
-    ),
-    top_k: Annotated[int, typer.Option(metavar="N", help=_help("top_k"), rich_help_panel=SAMPLING)] = _default("top_k"),
-    repetition_penalty: Annotated[
-        float, typer.Option(metavar="X", help=_help("repetition_penalty"), rich_help_panel=SAMPLING)
-    ] = _default("repetition_penalty"),
-    seed: Annotated[int | None, typer.Option(metavar="N", help=_help("seed"), rich_help_panel=SAMPLING)] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT", help="A string that ends the text; give it up to 4 times.", rich_help_panel=SAMPLING
-        ),
-    ] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
     ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help=_help("ignore_eos"), rich_help_panel=SAMPLING)
+        bool,
+        typer.Option("--ignore-eos", help=Request.model_fields["ignore_eos"].description, rich_help_panel=SAMPLING),
     ] = False,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help=_help("model"), rich_help_panel=QUEUEING)] = None,
-    priority: Annotated[
-        str, typer.Option(metavar="LEVEL", help=f"high, normal or low: {_help('priority')}", rich_help_panel=QUEUEING)
-    ] = (_default("priority")),
-    deadline: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help=_help("deadline_s"), rich_help_panel=QUEUEING)
-    ] = None,
-    tenant: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Whose job this is; tenants share the farm by weight.", rich_help_panel=QUEUEING
-        ),
-    ] = None,
+    model: Model = None,
+    priority: PriorityOption = None,
+    deadline: Deadline = None,
+    tenant: Tenant = None,
     idempotency_key: Annotated[
         str | None,
         typer.Option(
@@ -113,17 +102,19 @@ def submit(
         raise InvalidRequest("--stream", "waits for the text, so it does not go with --no-wait; leave one out")
     if prompt == "-":
         prompt = sys.stdin.read().removesuffix("\n")
-    optional = {"model": model, "seed": seed, "stop": stop or None, "deadline_s": deadline}
-    params: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "repetition_penalty": repetition_penalty,
-        "ignore_eos": ignore_eos,
-        "priority": priority,
-        **{name: value for name, value in optional.items() if value is not None},
-    }
+    params = given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        model=model,
+        priority=priority,
+        deadline_s=deadline,
+    )
     with Farm(reachable_settings(), tenant=tenant) as farm:
         job = farm.submit(prompt, idempotency_key=idempotency_key, **params)
         if no_wait:

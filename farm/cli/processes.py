@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from farm.cli.help import Command, commands, examples
-from farm.cli.options import Json, reachable_settings
-from farm.connection import address, connect, our_errors
+from farm.cli.options import Json, given, reachable_settings
 from farm.flower import check_exposure
 from farm.local.environ import child_environ, with_values
 from farm.settings import Settings
@@ -58,9 +57,8 @@ def worker(
     (FARM_MODEL__ID, FARM_ENGINE__MAX_SLOTS …). It ends with 78 when it can't serve its model.
     """
     settings = reachable_settings()
-    given = {"role": role and role.value, "name": name}
-    settings = with_values(settings, worker={name: value for name, value in given.items() if value is not None})
-    _become("workers", settings, as_json)
+    changes = given(role=role.value if role else None, name=name)
+    _become("workers", with_values(settings, worker=changes), as_json)
 
 
 @app.command(cls=Command, epilog=examples("farm flower", "FLOWER_BASIC_AUTH=me:secret farm flower --host 0.0.0.0"))
@@ -83,8 +81,7 @@ def flower(
     A task's UUID is its job's id. Prompts and completions are on none of its pages.
     """
     settings = reachable_settings()
-    given = {"host": host, "port": port}
-    settings = with_values(settings, flower={name: value for name, value in given.items() if value is not None})
+    settings = with_values(settings, flower=given(host=host, port=port))
     check_exposure(settings.flower, os.environ)
     if not as_json:
         sys.stdout.write(f"Flower: http://{settings.flower.host}:{settings.flower.port}   (Ctrl-C stops it)\n")
@@ -93,9 +90,7 @@ def flower(
 
 
 def _become(module: str, settings: Settings, as_json: bool) -> None:
-    """Replace this process. Raises ServerUnreachable before that when the server does not answer."""
-    with our_errors(address(settings.redis)), connect(settings.redis) as client:
-        client.ping()
+    """Replace this process by one of the farm's programs."""
     if as_json:
         settings = with_values(settings, logs={"format": "json"})
     os.execve(sys.executable, [sys.executable, "-m", module], child_environ(settings))  # noqa: S606

