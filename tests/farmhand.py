@@ -18,6 +18,7 @@ VOCAB = 1_000
 QUICK_LEASE = {"lease_s": 0.5, "flush_s": 0.02}
 QUICK_KEEPER = {"tick_s": 0.02, "lock_s": 0.2, "stall_s": 0.6, "liveness_s": 0.5, "unclaimed_s": 1.0}
 TAIL = "."
+BEAT_S = 0.005
 
 
 def word(prompt: str, index: int) -> str:
@@ -91,11 +92,10 @@ class Farmhand:
     def _work(self) -> None:
         while not self._stop.is_set():
             try:
-                self._upkeep.keep()
-                for message in self._upkeep.dispatch().messages:
+                for message in [*self._upkeep.keep().messages, *self._upkeep.dispatch().messages]:
                     self._claim(message.id, message.number)
                 self._beat()
-                self._upkeep.wait(self.settings.keeper.tick_s)
+                self._stop.wait(BEAT_S)
             except ServerUnreachable:
                 self._stop.wait(0.02)
 

@@ -1,45 +1,408 @@
-"""The Python client on a real server."""
+"""The Python client on a real server: submitting, waiting, streaming."""
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import redis
 
-from farm import Farm
-from farm.ledger.jobs import Jobs
-from farm.settings import Settings
-from tests.farmhand import QUICK_KEEPER, QUICK_LEASE, Farmhand, text_of
+from farm import (
+    Farm,
+    FarmError,
+    IdempotencyConflict,
+    InvalidRequest,
+    Job,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobGone,
+    JobNotFound,
+    JobState,
+    ServerUnreachable,
+)
+from farm.errors import PromptTooLong, SettingsError
+from farm.ledger.jobs import Jobs, ModelFacts
+from farm.prompts import Prompt, derived_seed
+from farm.settings import Settings, load_settings
+from tests.conftest import wait_until
+from tests.farmhand import Farmhand, quick, text_of
 
 
 @pytest.fixture
-def quick(settings: Settings) -> Settings:
-    """Settings with short leases, so that a dead worker is noticed soon."""
-    return settings.model_copy(
-        update={
-            "lease": settings.lease.model_validate(QUICK_LEASE),
-            "keeper": settings.keeper.model_validate(QUICK_KEEPER),
-        }
-    )
-
-
-@pytest.fixture
-def farm(quick: Settings, jobs: Jobs) -> Iterator[Farm]:
+def farm(settings: Settings, jobs: Jobs) -> Iterator[Farm]:
     """A client of the emptied server."""
-    with Farm(quick) as client:
+    with Farm(quick(settings)) as client:
         yield client
 
 
-def test_a_prompt_is_answered(farm: Farm, quick: Settings) -> None:
+@pytest.fixture
+def hand(farm: Farm) -> Iterator[Farmhand]:
+    with Farmhand(farm.settings) as worker:
+        yield worker
+
+
+def readers(client: redis.Redis) -> int:
+    """How many connections wait for events."""
+    return sum(entry["cmd"].startswith("xread") for entry in client.client_list())
+
+
+def test_a_prompt_is_answered(farm: Farm, hand: Farmhand) -> None:
     """A submitted prompt comes back as a completion."""
-    with Farmhand(quick):
-        completion = farm.submit("hello", max_tokens=5).result(timeout=20)
+    completion = farm.submit("hello", max_tokens=5, metadata={"order": "7"}).result(timeout=20)
     assert completion.text == text_of("hello", 5)
     assert completion.usage.completion_tokens == 5
+    assert completion.metadata == {"order": "7"}
+    assert farm.generate("hello", max_tokens=5, timeout=20).text == completion.text
 
 
-def test_map(farm: Farm, quick: Settings) -> None:
-    with Farmhand(quick):
-        assert [r.text for r in farm.map([f"p{i}" for i in range(300)], max_tokens=3, window=20)] == [
-            text_of(f"p{i}", 3) for i in range(300)
-        ]
+def test_a_result_can_be_had_anywhere_and_again(farm: Farm, hand: Farmhand) -> None:
+    """Any client gets a job's result by its id, as often as it likes."""
+    job = farm.submit("hello", max_tokens=5)
+    assert job.result(timeout=20) == job.result(timeout=0)
+    with Farm(farm.settings) as other:
+        assert other.job(job.id) == job
+        assert other.job(job.id).result(timeout=20).text == text_of("hello", 5)
+        assert "".join(delta.text for delta in other.job(job.id).stream()) == text_of("hello", 5)
+
+
+def test_a_timeout_leaves_the_job_running(farm: Farm) -> None:
+    """result(timeout) raises TimeoutError, and a later call gets the result."""
+    job = farm.submit("hello", max_tokens=5)
+    with pytest.raises(TimeoutError, match=job.id):
+        job.result(timeout=0.05)
+    assert job.status().state is JobState.QUEUED
+    assert job.status().position == 1
+    with Farmhand(farm.settings):
+        assert job.result(timeout=20).text == text_of("hello", 5)
+
+
+def test_a_job_that_does_not_succeed_raises_its_reason(farm: Farm) -> None:
+    """result and stream raise an error that names the reason and holds the job."""
+    failing = farm.submit("bad", max_tokens=3)
+    late = farm.submit("late", max_tokens=3, deadline_s=0.01)
+    cancelled = farm.submit("cancelled", max_tokens=3)
+    assert cancelled.cancel() is JobState.CANCELLED
+    assert cancelled.cancel() is JobState.CANCELLED
+    wait_until(lambda: time.time() > late.status().created_at + 0.05, why="the deadline")
+    with Farmhand(farm.settings, fail_prompts=frozenset({"bad"})):
+        for job, error, words in (
+            (failing, JobFailed, "the model said no"),
+            (late, JobExpired, "deadline"),
+            (cancelled, JobCancelled, "cancelled"),
+        ):
+            with pytest.raises(error, match=words) as raised:
+                job.result(timeout=20)
+            assert raised.value.job is not None
+            assert raised.value.job.id == job.id
+            with pytest.raises(error, match=words):
+                list(job.stream())
+    done = failing.status()
+    assert done.error is not None
+    assert (done.error.code, done.text) == ("model_error", text_of("bad", 1)[:-1])
+
+
+def test_unknown_jobs_and_gone_ones_are_told_apart(farm: Farm) -> None:
+    """An id that never was is not found; one older than the retention is gone."""
+    old = uuid.UUID(int=(int(time.time() - 2 * 86400) * 1000) << 80 | 0x7 << 76 | 0x2 << 62)
+    for job, error in ((farm.job("no-such-job"), JobNotFound), (farm.job(str(old)), JobGone)):
+        for call in (job.status, job.result, job.cancel, lambda job=job: list(job.stream())):
+            with pytest.raises(error):
+                call()
+
+
+def test_a_cancelled_job_stops_its_waiters(farm: Farm) -> None:
+    """Cancelling a running job wakes whoever waits for it, the partial text kept."""
+    with Farmhand(farm.settings, tokens_per_beat=1), ThreadPoolExecutor() as pool:
+        job = farm.submit("hello", max_tokens=1_000)
+        waiting = pool.submit(job.result)
+        stream = job.stream()
+        first = next(stream)
+        job.cancel()
+        with pytest.raises(JobCancelled) as raised:
+            waiting.result(timeout=20)
+        assert raised.value.job is not None
+        assert raised.value.job.text.startswith(first.text)
+        with pytest.raises(JobCancelled):
+            list(stream)
+
+
+# Streams.
+
+
+def test_a_stream_is_the_text_piece_by_piece(farm: Farm) -> None:
+    """A stream's pieces make the whole text, with every token once and in order, from any index on."""
+    with Farmhand(farm.settings, tokens_per_beat=3):
+        job = farm.submit("hello", max_tokens=20)
+        deltas = list(job.stream())
+    assert len(deltas) > 2
+    assert "".join(delta.text for delta in deltas) == text_of("hello", 20) == job.result(0).text
+    assert [token for delta in deltas for token in delta.token_ids] == list(range(20))
+    assert [delta.index for delta in deltas] == list(itertools.accumulate(len(delta.token_ids) for delta in deltas))
+    for delta in deltas[:-1]:
+        rest = list(job.stream(start=delta.index))
+        assert [token for more in rest for token in more.token_ids] == list(range(delta.index, 20))
+    with pytest.raises(InvalidRequest, match="start"):
+        next(job.stream(start=-1))
+
+
+def test_a_stream_survives_the_death_of_a_worker(farm: Farm) -> None:
+    """When a worker dies half way, the stream goes on with another's tokens, without a gap or a repetition."""
+    job = farm.submit("hello", max_tokens=40)
+    first = Farmhand(farm.settings, name="first", tokens_per_beat=2, die_at=10).start()
+    stream = job.stream()
+    deltas = [next(stream)]
+    wait_until(lambda: not first.is_alive, why="the first worker to die")
+    with Farmhand(farm.settings, name="second", tokens_per_beat=2):
+        deltas += stream
+    first.die()
+    assert [token for delta in deltas for token in delta.token_ids] == list(range(40))
+    assert "".join(delta.text for delta in deltas) == text_of("hello", 40)
+    completion = job.result(timeout=0)
+    assert completion.attempt == 2
+    assert completion.usage.resumed_tokens >= 10
+
+
+# Many prompts.
+
+
+def test_map_keeps_the_order_and_the_window(farm: Farm, hand: Farmhand) -> None:
+    """map answers an endless generator in order, and draws no further ahead than its window."""
+    drawn = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal drawn
+        for drawn in itertools.count(1):
+            yield f"p{drawn}"
+
+    results = farm.map(endless(), max_tokens=2, window=20)
+    for number in range(1, 101):
+        assert next(results).text == text_of(f"p{number}", 2)
+        assert drawn <= number + 20
+    results.close()  # type: ignore[attr-defined]
+    assert hand.most_seen <= 20
+
+
+def test_a_map_that_is_left_cancels_what_it_had_in_flight(farm: Farm, client: redis.Redis) -> None:
+    """Jobs that nobody will read are not generated."""
+    with Farmhand(farm.settings, capacity=1, tokens_per_beat=1):
+        for _ in farm.map((f"p{n}" for n in itertools.count()), max_tokens=3, window=10):
+            break
+    states = [client.hget(key, "state") for key in client.scan_iter("{farm}:job:*")]
+    assert set(states) <= {"succeeded", "cancelled"}
+    assert states.count("cancelled") >= 5
+
+
+def test_map_delivers_errors_in_their_places_or_raises_them(farm: Farm) -> None:
+    """A prompt that breaks a rule and a job that fails take their turns."""
+    prompts: list[Prompt] = ["a", "", "bad", "b", {"prompt": "c", "max_tokens": 1}]
+    with Farmhand(farm.settings, fail_prompts=frozenset({"bad"})):
+        results = list(farm.map(prompts, max_tokens=2, return_exceptions=True))
+        kinds = [type(result).__name__ for result in results]
+        assert kinds == ["Completion", "InvalidRequest", "JobFailed", "Completion", "Completion"]
+        assert not isinstance(results[4], FarmError)
+        assert results[4].usage.completion_tokens == 1
+        raising = farm.map(prompts, max_tokens=2)
+        assert next(raising).text == text_of("a", 2)
+        with pytest.raises(InvalidRequest, match="prompt: is empty"):
+            next(raising)
+    assert list(farm.map([])) == []
+    with pytest.raises(InvalidRequest, match="window"):
+        farm.map(["a"], window=0)
+    with pytest.raises(InvalidRequest, match="max_token: is not a field"):
+        list(farm.map(["a"], max_token=3))  # type: ignore[call-overload]
+
+
+def test_as_completed_delivers_the_first_to_end_first(farm: Farm) -> None:
+    """Results come as they are there; jobs given to it are left alone when the caller stops."""
+    slow = farm.submit("slow", max_tokens=400)
+    with Farmhand(farm.settings, tokens_per_beat=4):
+        results = farm.as_completed([slow, "quick", {"prompt": "half", "metadata": {"name": "half"}}], max_tokens=60)
+        names = [next(results), next(results), next(results)]
+        assert names[-1].id == slow.id
+        assert {result.metadata.get("name") for result in names[:2]} == {None, "half"}
+        held = farm.submit("held", max_tokens=200)
+        left = farm.as_completed([held, slow])
+        assert next(left).id == slow.id
+        left.close()  # type: ignore[attr-defined]
+        assert held.result(timeout=20).usage.completion_tokens == 200
+
+
+def test_the_same_key_in_two_prompts_is_one_job(farm: Farm, hand: Farmhand) -> None:
+    """map serves two prompts of one key from one job, and refuses only the one that differs."""
+    one = {"prompt": "one", "idempotency_key": "k"}
+    results = list(farm.map([one, "x", one, {**one, "prompt": "two"}], max_tokens=2, return_exceptions=True))
+    assert results[0] == results[2]
+    assert isinstance(results[3], IdempotencyConflict)
+    assert not isinstance(results[1], FarmError)
+
+
+# Submitting.
+
+
+def test_a_key_makes_submitting_twice_harmless(farm: Farm, hand: Farmhand) -> None:
+    """The same key and request give the same job; another request under the key is refused."""
+    job = farm.submit("hello", max_tokens=5, idempotency_key="order-7")
+    assert farm.submit("hello", max_tokens=5, idempotency_key="order-7") == job
+    job.result(timeout=20)
+    assert farm.submit("hello", max_tokens=5, idempotency_key="order-7") == job
+    with pytest.raises(IdempotencyConflict, match="another idempotency key"):
+        farm.submit("hello", max_tokens=6, idempotency_key="order-7")
+    with Farm(farm.settings, tenant="another") as other:
+        assert other.submit("hello", max_tokens=5, idempotency_key="order-7") != job
+    with pytest.raises(InvalidRequest, match="idempotency_key"):
+        farm.submit("hello", idempotency_key="")
+
+
+def test_many_prompts_are_submitted_together(farm: Farm, hand: Farmhand) -> None:
+    """submit_many takes texts, token ids and mappings, checks all of them first, and keeps their order."""
+    jobs = farm.submit_many(["a", [1, 2, 3], {"prompt": "c", "max_tokens": 1}], max_tokens=2)
+    assert [job.result(timeout=20).usage.completion_tokens for job in jobs] == [2, 2, 1]
+    before = farm.ledger.client.dbsize()
+    with pytest.raises(InvalidRequest, match=r"^prompts\[1\]\.temperature: -1"):
+        farm.submit_many(["a", {"prompt": "b", "temperature": -1}])
+    assert farm.ledger.client.dbsize() == before
+
+
+def test_samples_have_seeds_of_their_own(farm: Farm) -> None:
+    """n samples are n jobs beside one another; a seed gives each its own, and keys stay distinct."""
+    jobs = farm.submit_many([{"prompt": "a", "idempotency_key": "k"}, "b"], n=3, seed=7, temperature=1)
+    again = farm.submit_many([{"prompt": "a", "idempotency_key": "k"}], n=3, seed=7, temperature=1)
+    assert len({job.id for job in jobs}) == 6
+    assert again == jobs[:3]
+    keys = [f"{{farm}}:job:{job.id}" for job in jobs]
+    seeds = [
+        int(str(farm.ledger.client.hget(key, "request")).partition('"seed":')[2].split(",")[0].rstrip("}"))
+        for key in keys
+    ]
+    assert seeds == [derived_seed(7, sample) for sample in range(3)] * 2
+    assert seeds[0] == 7
+    assert len(set(seeds)) == 3
+    for n in (0, 1_000):
+        with pytest.raises(InvalidRequest, match=r"n: .* out of range"):
+            farm.submit_many(["a"], n=n)
+    with pytest.raises(InvalidRequest, match="submit_many"):
+        farm.submit("a", n=2)  # type: ignore[call-arg]
+
+
+def test_bad_requests_are_refused_before_they_are_queued(farm: Farm, hand: Farmhand) -> None:
+    """What the model can't do is known at submit: its name, its context, its vocabulary."""
+    for params, words in (
+        ({"prompt": ""}, "prompt: is empty"),
+        ({"prompt": "x", "model": "bloom-7b1"}, "model: 'bloom-7b1' is not served here"),
+        ({"prompt": "x", "temperature": -1.0}, "temperature"),
+        ({"prompt": [1, 5_000]}, "token 5,000 is unknown"),
+        ({"prompt": "x", "max_tokens": 2_048}, "2,048"),
+        ({"prompt": [1] * 2_000, "max_tokens": 49}, "2,000 prompt tokens \\+ 49 max_tokens > 2,048"),
+    ):
+        with pytest.raises(InvalidRequest, match=words):
+            farm.submit(**params)
+    assert farm.submit([1] * 2_000, max_tokens=48).result(timeout=20).usage.completion_tokens == 48
+    assert not list(farm.ledger.client.scan_iter("{farm}:queue:*"))
+
+
+def test_text_is_counted_where_the_tokenizer_is(farm: Farm, tmp_path: Path) -> None:
+    """A text that may be too long is counted with the model's tokenizer; where there is none the worker decides."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    facts = ModelFacts("tiny-bloom", 64, 1_000, "x", str(folder))
+    with Farmhand(farm.settings, facts=facts):
+        farm.submit("a " * 60, max_tokens=4)
+        with pytest.raises(PromptTooLong, match="61 prompt tokens \\+ 4 max_tokens > 64"):
+            farm.submit("a " * 61, max_tokens=4)
+    elsewhere = ModelFacts("tiny-bloom", 64, 1_000, "x", str(folder / "gone" / "tokenizer.json"))
+    with Farm(farm.settings) as fresh, Farmhand(farm.settings, facts=elsewhere):
+        fresh.submit("a " * 61, max_tokens=4)
+
+
+# One reader.
+
+
+def test_a_thousand_waiters_share_one_reader(farm: Farm, settings: Settings, client: redis.Redis) -> None:
+    """Waiting for 1,000 jobs takes one blocking connection and one thread, and reads each state once."""
+    patient = settings.client.model_copy(update={"reread_s": 60.0})
+    with Farm(quick(settings).model_copy(update={"client": patient})) as waiting:
+        jobs = waiting.submit_many([f"p{n}" for n in range(1_000)], max_tokens=2)
+        client.config_resetstat()
+        threads = threading.active_count()
+        with waiting.watching([job.id for job in jobs]) as inbox:
+            assert threading.active_count() == threads + 1
+            wait_until(lambda: readers(client) == 1, why="the reader to wait for events")
+            stats = client.info("commandstats")
+            assert stats["cmdstat_hget"]["calls"] <= 2_000  # by who waits, and by the reader as it starts
+            with Farmhand(farm.settings):
+                ended = {inbox.get(timeout=20)[0] for _ in jobs}
+        assert ended == {job.id for job in jobs}
+        stats = client.info("commandstats")
+        assert stats["cmdstat_hgetall"]["calls"] == 1_000
+        assert stats["cmdstat_xread"]["calls"] <= 1_000
+        assert readers(client) == 1
+
+
+def test_waiters_notice_what_the_events_did_not_say(farm: Farm, settings: Settings, client: redis.Redis) -> None:
+    """Events that are trimmed before they are read cost a moment, not the result."""
+    soon = settings.client.model_copy(update={"reread_s": 0.1})
+    with Farm(quick(settings).model_copy(update={"client": soon})) as waiting, ThreadPoolExecutor() as pool:
+        job = waiting.submit("hello", max_tokens=300)
+        result = pool.submit(job.result)
+        stream = pool.submit(lambda: list(job.stream()))
+        with Farmhand(farm.settings, tokens_per_beat=3):
+            while not (result.done() and stream.done()):
+                client.xtrim("{farm}:events", maxlen=0, approximate=False)
+        assert result.result().text == text_of("hello", 300)
+        assert [token for delta in stream.result() for token in delta.token_ids] == list(range(300))
+
+
+def test_waiters_notice_when_events_start_again(farm: Farm, settings: Settings, client: redis.Redis) -> None:
+    """When the events' ids go back, as on a server restored from an older copy, waiters still hear of new ones."""
+    client.xadd("{farm}:events", {"j": "someone 1 succeeded"}, id="99999999999999-0")
+    soon = settings.client.model_copy(update={"reread_s": 0.1})
+    with Farm(quick(settings).model_copy(update={"client": soon})) as waiting:
+        job = waiting.submit("hello", max_tokens=3)
+        with waiting.watching([job.id]) as inbox:
+            wait_until(lambda: readers(client) == 1, why="the reader to wait for events")
+            client.delete("{farm}:events")
+            with Farmhand(farm.settings):
+                assert inbox.get(timeout=20)[0] == job.id
+
+
+def test_closing_ends_all_waiting(settings: Settings, jobs: Jobs, client: redis.Redis) -> None:
+    """close wakes waiters with an error and leaves neither a thread nor a connection."""
+    before = {entry["id"] for entry in client.client_list()}
+    farm = Farm(settings)
+    job = farm.submit("hello")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(job.result)
+        wait_until(lambda: readers(client) == 1, why="the reader to wait for events")
+        farm.close()
+        with pytest.raises(FarmError, match="closed while waiting"):
+            waiting.result(timeout=20)
+    assert not [thread for thread in threading.enumerate() if thread.name == "farm-events"]
+    wait_until(lambda: {e["id"] for e in client.client_list()} <= before, why="connections to close", timeout_s=5)
+    with pytest.raises(FarmError, match="is closed"):
+        job.result()
+
+
+def test_a_client_without_a_server_says_so(tmp_path: Path) -> None:
+    """Without a URL and a running local farm there is nothing to connect to; a dead address is named."""
+    with pytest.raises(SettingsError, match="farm up"):
+        Farm(load_settings({}, redis={"url": None}, local={"state_dir": tmp_path}))
+    with Farm(url="redis://127.0.0.1:1/0") as farm:
+        for call in (lambda: farm.submit("x"), farm.job("x").result, farm.job("x").status, farm.job("x").cancel):
+            with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1"):
+                call()
+
+
+def test_jobs_compare_by_id(farm: Farm) -> None:
+    """Two handles of one job are one member of a set."""
+    assert {farm.job("a"), farm.job("a"), farm.job("b")} == {Job(farm, "b"), Job(farm, "a")}
+    assert repr(farm.job("a")) == "Job('a')"
