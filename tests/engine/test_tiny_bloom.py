@@ -28,7 +28,6 @@ PHRASE_WORDS = 6
 
 @pytest.fixture(scope="module")
 def model() -> BloomForCausalLM:
-    torch.set_num_threads(2)
     return BloomForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
 
 
@@ -189,7 +188,8 @@ def test_greedy_output_answers_the_prompt(completions: list[list[int]], tokenize
 
 def test_training_writes_a_folder_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three steps of the shipped recipe write every file, and the last line printed is the figures."""
-    main(["--out", str(tmp_path), "--steps", "3", "--stories", "400"])
+    threads = str(torch.get_num_threads())
+    main(["--out", str(tmp_path), "--steps", "3", "--stories", "400", "--held-out", "40", "--threads", threads])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     shipped = {path.name for path in FOLDER.iterdir() if path.suffix in {".safetensors", ".json"}}
     assert {path.name for path in tmp_path.iterdir()} == shipped

@@ -178,9 +178,14 @@ def complete(model: BloomForCausalLM, tokenizer: Tokenizer, prompt: str, max_tok
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, write the files, and print the figures; the last line is one JSON object."""
     parser = argparse.ArgumentParser(prog="python -m workers.tiny_bloom.train", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; files in it are replaced")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="folder to write; files in it are replaced"
+    )
     parser.add_argument("--steps", type=int, default=1_200, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--stories", type=int, default=TRAINING_STORIES, help="training stories (default: %(default)s)")
+    parser.add_argument(
+        "--held-out", type=int, default=HELD_OUT_STORIES, help="stories drawn for scoring (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first weights (default: %(default)s)")
     parser.add_argument(
         "--threads",
@@ -189,9 +194,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="CPU threads; 1 is faster where others share the cores (default: %(default)s)",
     )
     options = parser.parse_args(argv)
-    for name in ("steps", "stories", "threads"):
+    for name in ("steps", "stories", "held_out", "threads"):
         if getattr(options, name) < 1:
-            parser.error(f"--{name} must be 1 or more, not {getattr(options, name)}")
+            parser.error(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(options, name)}")
 
     started = time.perf_counter()
     torch.set_num_threads(options.threads)
@@ -206,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Score what was written, not what was trained: the files hold rounded weights.
     model = BloomForCausalLM.from_pretrained(options.out, dtype=torch.float32)
-    held_out = encode(tokenizer, held_out_stories(texts))
+    held_out = encode(tokenizer, held_out_stories(texts, options.held_out))
     figures = {
         "parameters": model.num_parameters(),
         "model_bytes": (options.out / "model.safetensors").stat().st_size,
