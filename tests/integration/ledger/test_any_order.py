@@ -23,25 +23,24 @@ from hypothesis.stateful import (
 from farm import keys
 from farm.contracts import Request
 from farm.errors import IdempotencyConflict
-from farm.ledger.attempts import Claim, Refusal
-from farm.ledger.jobs import Jobs
+from farm.ledger.attempts import Advance, Claim, Refusal, ReleaseKind
+from farm.ledger.jobs import Jobs, Submission
 from farm.ledger.upkeep import Dispatch, Upkeep
 from tests.integration.ledger.farmhand import ENDED, Field, Hand, Run, check, failed, indices, succeeded
 
-COMMON = settings(
-    deadline=None,
-    print_blob=True,
-    stateful_step_count=40,
-    suppress_health_check=list(HealthCheck),
-)
+COMMON = settings(deadline=None, print_blob=True, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 settings.register_profile("ledger", COMMON, max_examples=60)
-settings.register_profile("ledger-thorough", COMMON, max_examples=1000, stateful_step_count=60)
+settings.register_profile("ledger-thorough", COMMON, max_examples=1000)
 
+LEASE_MS = 10_001
 NAMES = ("barn", "mill", "silo")
-TENANTS = ("ann", "ben", "cleo")
-PRIORITIES = ("high", "normal", "low")
-FROZEN = ("state", "finished", "closed_by", "error", "finish_reason", "attempt", "nonce", "tail")
-pick = st.integers(0, 1000)
+FROZEN = ("state", "closed_by", "error", "finish_reason", "attempt", "nonce", "tail", "strikes", "losses")
+picks = st.integers(0, 1000)
+tenants = st.sampled_from(("ann", "ben", "cleo"))
+priorities = st.sampled_from(("high", "normal", "low"))
+kinds = st.sampled_from(("drain", "retry", "lost"))
+replies = st.sampled_from(("came", "came", "came", "lost", "never came"))
+spans = st.sampled_from((100, 1000, 2500, 6000, 11_000, 40_000, 120_000))
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -51,47 +50,38 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.jobs = jobs
         self.field = Field(jobs)
+        self.keepers = [Upkeep(jobs), Upkeep(jobs)]
         self.accepted: dict[str, tuple[Request, str]] = {}
         self.ended: dict[str, dict[str, Any]] = {}
         self.messages: list[Dispatch] = []
         self.hands: dict[str, Hand] = {}
         self.ghosts: list[tuple[Hand, Run]] = []
         self.clocks: dict[str, float] = {}
-        self.keepers = [Upkeep(jobs), Upkeep(jobs)]
+        self.nonces = 0
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(count=st.integers(1, 4))
+    def start(self, count: int) -> None:
         self.jobs.client.flushall()
         for name in NAMES[:2]:
             self.hands[name] = self.field.worker(name)
+        self.jobs.submit([self.place() for _ in range(count)])
 
     # Producers
 
-    @rule(
-        count=st.integers(1, 4),
-        tenant=st.sampled_from(TENANTS),
-        priority=st.sampled_from(PRIORITIES),
-        lost=st.booleans(),
-    )
+    @rule(count=st.integers(1, 4), tenant=tenants, priority=priorities, lost=st.booleans())
     def submit(self, count: int, tenant: str, priority: str, lost: bool) -> None:
-        prompt = f"prompt {len(self.accepted)}"
-        placed = [self.field.place(prompt, tenant=tenant, priority=priority) for _ in range(count)]
+        placed = [self.place(tenant=tenant, priority=priority) for _ in range(count)]
         assert self.jobs.submit(placed) == [True] * count
         if lost:
             assert self.jobs.submit(placed) == [False] * count
-        for job in placed:
-            self.accepted[job.id] = (job.request, tenant)
 
-    @rule(tenant=st.sampled_from(TENANTS), deadline_s=st.sampled_from([0.5, 5, 60]))
+    @rule(tenant=tenants, deadline_s=st.sampled_from((0.5, 5, 60)))
     def submit_with_deadline(self, tenant: str, deadline_s: float) -> None:
-        job = self.field.place("soon", tenant=tenant, deadline_s=deadline_s)
-        self.jobs.submit([job])
-        self.accepted[job.id] = (job.request, tenant)
+        self.jobs.submit([self.place(tenant=tenant, deadline_s=deadline_s)])
 
-    @precondition(lambda self: self.accepted)
-    @rule(n=pick, same=st.booleans())
+    @rule(n=picks, same=st.booleans())
     def submit_again(self, n: int, same: bool) -> None:
-        job_id = list(self.accepted)[n % len(self.accepted)]
+        job_id = self.any_job(n)
         request, tenant = self.accepted[job_id]
         before = self.seen(job_id)
         if same:
@@ -101,10 +91,9 @@ class AnyOrder(RuleBasedStateMachine):
                 self.jobs.submit([self.jobs.place(Request(prompt="another"), tenant=tenant, job_id=job_id)])
         assert self.seen(job_id) == before
 
-    @precondition(lambda self: self.accepted)
-    @rule(n=pick, twice=st.booleans())
+    @rule(n=picks, twice=st.booleans())
     def cancel(self, n: int, twice: bool) -> None:
-        job_id = list(self.accepted)[n % len(self.accepted)]
+        job_id = self.any_job(n)
         was = self.field.state(job_id)
         for _ in range(1 + twice):
             [state] = self.jobs.cancel([job_id])
@@ -122,87 +111,60 @@ class AnyOrder(RuleBasedStateMachine):
         messages = self.keepers[which].keep().messages
         self.messages += [] if lost else messages
 
-    @rule()
-    def lead_ends(self) -> None:
+    @rule(is_other=st.booleans())
+    def lead_changes(self, is_other: bool) -> None:
         self.jobs.client.delete(keys.LEADER)
+        if is_other:
+            self.jobs.client.set(keys.LEADER, "another keeper, which sleeps", px=1000)
 
     @precondition(lambda self: self.messages)
-    @rule(n=pick)
+    @rule(n=picks)
     def lose_message(self, n: int) -> None:
         del self.messages[n % len(self.messages)]
 
     @precondition(lambda self: self.messages)
-    @rule(n=pick)
+    @rule(n=picks)
     def double_message(self, n: int) -> None:
         self.messages.append(self.messages[n % len(self.messages)])
 
     @precondition(lambda self: self.messages and self.hands)
-    @rule(n=pick, m=pick, reply=st.sampled_from(["came", "came", "came", "lost", "lost for good"]))
-    def deliver(self, n: int, m: int, reply: str) -> None:
-        message = self.messages.pop(n % len(self.messages))
-        hand = self.any_hand(m)
-        before = self.seen(message.id)
-        nonce = f"nonce-{len(self.ghosts)}-{m}-{before['job'].get('dispatch')}-{os.urandom(4).hex()}"
-        answer = hand.attempts.claim(message.id, message.number, nonce)
-        fits = before["job"]["state"] == "dispatched" and int(before["job"]["dispatch"]) == message.number
-        if isinstance(answer, Claim):
-            assert fits, "a stale message was granted"
-        elif not fits:
-            assert self.seen(message.id) == before, "a stale message changed its job"
-        if reply == "lost":
-            again = hand.attempts.claim(message.id, message.number, nonce)
-            assert again == answer or isinstance(answer, Refusal)
-        if reply != "lost for good" and isinstance(answer, Claim):
-            stored = self.jobs.client.lrange(keys.out(message.id), 0, -1)
-            hand.runs[message.id] = Run(message.id, nonce, stored)
+    @rule(n=picks, m=picks, count=st.integers(1, 6), reply=replies)
+    def deliver(self, n: int, m: int, count: int, reply: str) -> None:
+        for k in range(min(count, len(self.messages))):
+            self.take(self.any_hand(m + k), self.messages.pop(n % len(self.messages)), reply)
+
+    @precondition(lambda self: self.hands)
+    @rule(m=picks, which=st.integers(0, 1))
+    def work_goes_out(self, m: int, which: int) -> None:
+        """All workers beat, and what is due reaches them at once."""
+        self.jobs.client.delete(keys.LEADER)
+        for hand in self.hands.values():
+            self.write(hand, [run.advance() for run in hand.runs.values()])
+        messages = self.keepers[which].keep().messages + self.keepers[which].dispatch().messages
+        for k, message in enumerate(messages):
+            self.take(self.any_hand(m + k), message, "came")
 
     # Workers
 
     @precondition(lambda self: self.hands)
-    @rule(
-        m=pick, tokens=st.lists(st.integers(0, 20), min_size=1, max_size=4), back=st.integers(0, 30), lost=st.booleans()
-    )
+    @rule(m=picks, tokens=st.lists(st.integers(0, 20), max_size=4), back=st.integers(0, 30), lost=st.booleans())
     def progress(self, m: int, tokens: list[int], back: int, lost: bool) -> None:
         hand = self.any_hand(m)
         for run, count in zip(list(hand.runs.values()), tokens, strict=False):
             run.generate(count)
-        sent = [run.advance(max(0, len(run.entries) - back)) for run in hand.runs.values()]
-        before = {run.id: self.seen(run.id) for run in hand.runs.values()}
-        for _ in range(1 + lost):
-            is_known, words = hand.attempts.progress(sent, hand.capacity)
-        if not is_known:
-            hand.attempts.register(hand.name, hand.model, hand.capacity, "model", None)
-        for run, advance, kept in zip(list(hand.runs.values()), sent, words, strict=True):
-            owned = before[run.id]["job"]["state"] == "running" and before[run.id]["job"]["nonce"] == run.nonce
-            assert (kept.word != "lost") == owned
-            stored = self.jobs.client.lrange(keys.out(run.id), 0, -1)
-            assert kept.tokens == len(stored)
-            if kept.word == "ok":
-                assert stored == run.entries, "an accepted write is not what was written"
-            elif kept.word == "gap":
-                assert advance.start > kept.tokens
-                assert stored == run.entries[: kept.tokens]
-            else:
-                assert self.seen(run.id) == before[run.id], "a stale worker changed a job"
-                del hand.runs[run.id]
+        self.write(hand, [run.advance(max(0, len(run.entries) - back)) for run in hand.runs.values()], lost)
 
-    @precondition(lambda self: any(hand.runs for hand in self.hands.values()))
-    @rule(m=pick, n=pick, tokens=st.integers(0, 20), fails=st.booleans(), lost=st.booleans())
+    @precondition(lambda self: self.is_busy())
+    @rule(m=picks, n=picks, tokens=st.integers(0, 20), fails=st.booleans(), lost=st.booleans())
     def finish(self, m: int, n: int, tokens: int, fails: bool, lost: bool) -> None:
         hand, run = self.any_run(m, n)
         run.generate(tokens)
         self.end(hand, run, fails, lost)
         del hand.runs[run.id]
 
-    @precondition(lambda self: any(hand.runs for hand in self.hands.values()))
-    @rule(
-        m=pick,
-        n=pick,
-        kind=st.sampled_from(["drain", "retry", "lost"]),
-        wait_s=st.sampled_from([0, 3]),
-        lost=st.booleans(),
-    )
-    def release(self, m: int, n: int, kind: Any, wait_s: float, lost: bool) -> None:
+    @precondition(lambda self: self.is_busy())
+    @rule(m=picks, n=picks, kind=kinds, wait_s=st.sampled_from((0, 3)), lost=st.booleans())
+    def release(self, m: int, n: int, kind: ReleaseKind, wait_s: float, lost: bool) -> None:
         hand, run = self.any_run(m, n)
         runs = list(hand.runs.values()) if kind == "lost" else [run]
         held = [(run.id, run.nonce) for run in runs]
@@ -222,13 +184,17 @@ class AnyOrder(RuleBasedStateMachine):
             del hand.runs[run.id]
 
     @precondition(lambda self: self.hands)
-    @rule(m=pick)
-    def crash(self, m: int) -> None:
+    @rule(m=picks, noticed=st.booleans())
+    def crash(self, m: int, noticed: bool) -> None:
         hand = self.hands.pop(self.any_hand(m).name)
         self.ghosts += [(hand, run) for run in hand.runs.values()]
+        if noticed:
+            self.field.later(LEASE_MS)
+            if self.hands:
+                self.work_goes_out(m, 0)
 
     @precondition(lambda self: self.hands)
-    @rule(m=pick)
+    @rule(m=picks)
     def drain(self, m: int) -> None:
         hand = self.hands.pop(self.any_hand(m).name)
         held = [(run.id, run.nonce) for run in hand.runs.values()]
@@ -246,26 +212,53 @@ class AnyOrder(RuleBasedStateMachine):
             assert hand.attempts.register(name, hand.model, hand.capacity, "model", None) == 0
 
     @precondition(lambda self: self.ghosts)
-    @rule(n=pick, deed=st.sampled_from(["write", "finish", "release"]), tokens=st.integers(1, 5))
-    def ghost_acts(self, n: int, deed: str, tokens: int) -> None:
-        hand, run = self.ghosts[n % len(self.ghosts)]
-        run.generate(tokens)
-        before = self.seen(run.id)
-        owned = before["job"].get("nonce") == run.nonce
-        running = owned and before["job"]["state"] == "running"
-        if deed == "write":
-            _, [kept] = hand.attempts.progress([run.advance()], hand.capacity)
-            assert (kept.word == "ok") == running
-        elif deed == "finish":
-            self.end(hand, run, False, False)
-        else:
-            hand.attempts.release([(run.id, run.nonce)], "lost", "lost")
-        if not (running or (owned and deed == "finish")):
-            assert self.seen(run.id) == before, "a ghost changed a job that another has claimed"
+    @rule(deed=st.sampled_from(("write", "finish", "release")), tokens=st.integers(0, 5))
+    def ghosts_act(self, deed: str, tokens: int) -> None:
+        """Workers that were thought dead were only slow."""
+        for hand, run in self.ghosts:
+            run.generate(tokens)
+            before = self.seen(run.id)
+            owned = before["job"].get("nonce") == run.nonce
+            running = owned and before["job"]["state"] == "running"
+            if deed == "write":
+                _, [kept] = hand.attempts.progress([run.advance()], hand.capacity)
+                assert (kept.word == "ok") == running
+            elif deed == "finish":
+                self.end(hand, run, False, False)
+            else:
+                hand.attempts.release([(run.id, run.nonce)], "lost", "lost")
+            if not (running or (owned and deed == "finish")):
+                assert self.seen(run.id) == before, "a ghost changed a job that another has claimed"
+
+    @precondition(lambda self: self.is_busy())
+    @rule(m=picks, n=picks, deed=st.sampled_from(("write", "finish", "release")), name=st.sampled_from(NAMES))
+    def slow_worker_is_overtaken(self, m: int, n: int, deed: str, name: str) -> None:
+        """A worker sleeps, its jobs go to others, and it wakes up and goes on as if nothing had happened."""
+        hand, _ = self.any_run(m, n)
+        del self.hands[hand.name]
+        self.ghosts += [(hand, run) for run in hand.runs.values()]
+        self.restart(name, False)
+        self.field.later(LEASE_MS)
+        self.work_goes_out(n, 0)
+        self.ghosts_act(deed, n % 5)
+
+    @precondition(lambda self: self.messages and self.hands)
+    @rule(m=picks, n=picks)
+    def message_is_overtaken(self, m: int, n: int) -> None:
+        """A message is so late that its job has been dispatched again under another number."""
+        late = self.messages[n % len(self.messages)]
+        for _ in range(6):
+            self.jobs.client.delete(keys.LEADER)
+            self.field.later(33_000)
+            for hand in self.hands.values():
+                self.write(hand, [run.advance() for run in hand.runs.values()])
+            self.keepers[0].keep()
+            self.keepers[0].dispatch()
+        self.take(self.any_hand(m), late, "came")
 
     # The world
 
-    @rule(milliseconds=st.sampled_from([100, 1000, 2500, 6000, 11_000, 40_000, 120_000]), silent=st.booleans())
+    @rule(milliseconds=spans, silent=st.booleans())
     def time_passes(self, milliseconds: int, silent: bool) -> None:
         self.field.later(milliseconds, silent=silent)
 
@@ -273,17 +266,19 @@ class AnyOrder(RuleBasedStateMachine):
     def server_forgets_scripts(self) -> None:
         self.jobs.client.script_flush()
 
-    # What holds after every step
+    # What holds after every step, and at the end
 
     @invariant()
     def all_is_in_its_place(self) -> None:
         jobs = check(self.field)
         assert set(jobs) == set(self.accepted), "a job was lost or made up"
         for job_id, job in jobs.items():
-            if job_id in self.ended:
-                assert self.end_of(job_id, job) == self.ended[job_id], f"{job_id} ended twice"
-            elif job["state"] in ENDED:
-                self.ended[job_id] = self.end_of(job_id, job)
+            if job["state"] in ENDED:
+                end = {name: value for name, value in job.items() if name in FROZEN}
+                end["tokens"] = indices(self.seen(job_id)["out"])
+                assert self.ended.setdefault(job_id, end) == end, f"{job_id} ended twice"
+            else:
+                assert job_id not in self.ended, f"{job_id} rose from its end"
         for name in self.jobs.client.scan_iter(f"{keys.PREFIX}vclock:*", count=1000):
             clock = float(self.jobs.client.get(name))
             assert clock >= self.clocks.get(name, 0), "virtual time fell"
@@ -296,36 +291,79 @@ class AnyOrder(RuleBasedStateMachine):
         for _ in range(300):
             if all(self.field.state(job_id) in ENDED for job_id in self.accepted):
                 break
-            self.jobs.client.delete(keys.LEADER)
             self.field.later(700)
+            self.work_goes_out(0, 0)
             for hand in self.hands.values():
-                is_known, words = hand.attempts.progress([run.advance() for run in hand.runs.values()], hand.capacity)
-                if not is_known:
-                    hand.attempts.register(hand.name, hand.model, hand.capacity, "model", None)
-                for run, kept in zip(list(hand.runs.values()), words, strict=True):
-                    if kept.word == "lost":
-                        del hand.runs[run.id]
-                for job_id in list(hand.runs):
-                    hand.finish(job_id, tokens=2)
-            messages = self.keepers[0].keep().messages + self.keepers[0].dispatch().messages
-            hands = list(self.hands.values())
-            for n, message in enumerate(messages):
-                hands[n % len(hands)].claim(message)
-        jobs = check(self.field)
-        assert {job["state"] for job in jobs.values()} <= set(ENDED), "some jobs never ended"
-        assert set(jobs) == set(self.accepted)
+                for run in list(hand.runs.values()):
+                    run.generate(2)
+                    self.end(hand, run, False, False)
+                    del hand.runs[run.id]
+        self.all_is_in_its_place()
+        assert set(self.ended) == set(self.accepted), "some jobs never ended"
 
     # Helpers
 
+    def any_job(self, n: int) -> str:
+        return list(self.accepted)[n % len(self.accepted)]
+
     def any_hand(self, m: int) -> Hand:
         return list(self.hands.values())[m % len(self.hands)]
+
+    def is_busy(self) -> bool:
+        return any(hand.runs for hand in self.hands.values())
 
     def any_run(self, m: int, n: int) -> tuple[Hand, Run]:
         busy = [hand for hand in self.hands.values() if hand.runs]
         hand = busy[m % len(busy)]
         return hand, list(hand.runs.values())[n % len(hand.runs)]
 
+    def place(self, **more: Any) -> Submission:
+        """A job under an id that is the same in each replay."""
+        job = self.field.place(f"prompt {len(self.accepted)}", job_id=f"job-{len(self.accepted)}", **more)
+        self.accepted[job.id] = (job.request, job.tenant)
+        return job
+
+    def take(self, hand: Hand, message: Dispatch, reply: str) -> None:
+        """Deliver a message. A lost reply makes the worker ask again; one that never comes makes it give up."""
+        self.nonces += 1
+        nonce = f"nonce-{self.nonces}"
+        before = self.seen(message.id)
+        answer = hand.attempts.claim(message.id, message.number, nonce)
+        fits = before["job"]["state"] == "dispatched" and int(before["job"]["dispatch"]) == message.number
+        if isinstance(answer, Claim):
+            assert fits, "a stale message was granted"
+        elif not fits:
+            assert self.seen(message.id) == before, "a stale message changed its job"
+        if reply == "lost":
+            again = hand.attempts.claim(message.id, message.number, nonce)
+            assert isinstance(answer, Refusal) or (isinstance(again, Claim) and again.kept == answer.kept)
+        if reply != "never came" and isinstance(answer, Claim):
+            hand.runs[message.id] = Run(message.id, nonce, before["out"])
+
+    def write(self, hand: Hand, sent: list[Advance], lost: bool = False) -> None:
+        """One beat of a worker."""
+        before = {advance.id: self.seen(advance.id) for advance in sent}
+        for _ in range(1 + lost):
+            is_known, words = hand.attempts.progress(sent, hand.capacity)
+        if not is_known:
+            hand.attempts.register(hand.name, hand.model, hand.capacity, "model", None)
+        for advance, kept in zip(sent, words, strict=True):
+            run, was = hand.runs[advance.id], before[advance.id]
+            owned = was["job"]["state"] == "running" and was["job"]["nonce"] == run.nonce
+            assert (kept.word != "lost") == owned
+            stored = self.jobs.client.lrange(keys.out(run.id), 0, -1)
+            assert kept.tokens == len(stored)
+            if kept.word == "ok":
+                assert stored == run.entries, "what is stored is not what was written"
+            elif kept.word == "gap":
+                assert advance.start > kept.tokens
+                assert stored == run.entries[: kept.tokens]
+            else:
+                assert self.seen(run.id) == was, "a stale worker changed a job"
+                del hand.runs[run.id]
+
     def end(self, hand: Hand, run: Run, fails: bool, lost: bool) -> None:
+        """Finish a run, and see that it stands exactly if the run is still the latest of a job that has not ended."""
         before = self.seen(run.id)
         may = before["job"]["nonce"] == run.nonce and before["job"]["state"] not in ENDED
         outcome = failed() if fails else succeeded()
@@ -343,10 +381,6 @@ class AnyOrder(RuleBasedStateMachine):
             pipe.hgetall(keys.job(job_id)).lrange(keys.out(job_id), 0, -1).lrange(keys.history(job_id), 0, -1)
             job, out, history = pipe.execute()
         return {"job": job, "out": out, "history": history}
-
-    def end_of(self, job_id: str, job: dict[str, str]) -> dict[str, Any]:
-        moved = {name: value for name, value in job.items() if name in FROZEN and name != "finished"}
-        return {**moved, "tokens": indices(self.seen(job_id)["out"])}
 
 
 def test_no_order_of_events_breaks_a_promise(jobs: Jobs) -> None:
