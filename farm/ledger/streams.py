@@ -59,7 +59,7 @@ class Reader:
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
         self._settings = jobs.settings.client
-        self._watched: dict[str, list[Watch]] = {}
+        self.watched: dict[str, list[Watch]] = {}  # by job; for reading only
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -77,7 +77,7 @@ class Reader:
                 raise FarmError("the farm's client is closed; make another one")
             for watch in watches:
                 if not watch.is_over:
-                    self._watched.setdefault(watch.job_id, []).append(watch)
+                    self.watched.setdefault(watch.job_id, []).append(watch)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="farm-events", daemon=True)
                 self._thread.start()
@@ -117,15 +117,15 @@ class Reader:
         return True
 
     def _remove(self, watch: Watch) -> None:
-        others = self._watched.get(watch.job_id, [])
+        others = self.watched.get(watch.job_id, [])
         if watch in others:
             others.remove(watch)
         if not others:
-            self._watched.pop(watch.job_id, None)
+            self.watched.pop(watch.job_id, None)
 
     def _everyone(self) -> list[Watch]:
         with self._lock:
-            return [watch for watches in self._watched.values() for watch in watches]
+            return [watch for watches in self.watched.values() for watch in watches]
 
     # The thread.
 
@@ -152,7 +152,7 @@ class Reader:
         """Whether somebody waits or did a moment ago; if not, the next one to wait starts another thread."""
         with self._lock:
             now = time.monotonic()
-            if self._watched:
+            if self.watched:
                 self._idle_since = None
             elif self._idle_since is None:
                 self._idle_since = now
@@ -203,7 +203,7 @@ class Reader:
             for _, fields in entries:
                 for line in fields.get("j", "").split("\n"):
                     job_id, _, rest = line.partition(" ")
-                    for watch in self._watched.get(job_id, ()):
+                    for watch in self.watched.get(job_id, ()):
                         if watch.index is not None:
                             grown[id(watch)] = watch
                         elif not rest.endswith(" running"):
@@ -268,7 +268,7 @@ class Reader:
             return
         with self._lock:
             found = [
-                watch for watch in self._watched.get(job_id, ()) if watch.index is None or isinstance(news, FarmError)
+                watch for watch in self.watched.get(job_id, ()) if watch.index is None or isinstance(news, FarmError)
             ]
             found = [watch for watch in found if self._forget(watch)]
         for watch in found:
@@ -276,7 +276,7 @@ class Reader:
 
     def _fail(self, error: FarmError) -> None:
         with self._lock:
-            found = [watch for watches in self._watched.values() for watch in watches]
+            found = [watch for watches in self.watched.values() for watch in watches]
             for watch in found:
                 self._forget(watch)
         for watch in found:
