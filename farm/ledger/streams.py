@@ -60,7 +60,8 @@ class Reader:
         self._jobs = jobs
         self._settings = jobs.settings.client
         self.watched: dict[str, list[Watch]] = {}  # by job; for reading only
-        self._lock = threading.Lock()
+        # Reentrant: collecting an abandoned stream calls ``unwatch`` in whatever thread allocates.
+        self._lock = threading.RLock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._connection_id: int | None = None
@@ -103,10 +104,13 @@ class Reader:
         self._fail(FarmError("the farm's client was closed while waiting; the job runs on"))
         if thread is None or thread is threading.current_thread():
             return
-        if connection_id is not None:
+        deadline = time.monotonic() + LONGEST_BLOCK_S
+        while thread.is_alive() and time.monotonic() < deadline:
+            # Again and again: the thread may have been about to block when it was unblocked.
             with contextlib.suppress(FarmError, redis.exceptions.RedisError), our_errors(self._jobs.where):
-                self._jobs.client.client_unblock(connection_id)
-        thread.join(timeout=LONGEST_BLOCK_S)
+                if connection_id is not None:
+                    self._jobs.client.client_unblock(connection_id)
+            thread.join(timeout=0.05)
 
     def _forget(self, watch: Watch) -> bool:
         """Take a watch off the list, under the lock. False if it was off already."""
@@ -125,7 +129,7 @@ class Reader:
 
     def _everyone(self) -> list[Watch]:
         with self._lock:
-            return [watch for watches in self.watched.values() for watch in watches]
+            return [watch for watches in list(self.watched.values()) for watch in list(watches)]
 
     # The thread.
 
@@ -203,7 +207,7 @@ class Reader:
             for _, fields in entries:
                 for line in fields.get("j", "").split("\n"):
                     job_id, _, rest = line.partition(" ")
-                    for watch in self.watched.get(job_id, ()):
+                    for watch in list(self.watched.get(job_id, ())):
                         if watch.index is not None:
                             grown[id(watch)] = watch
                         elif not rest.endswith(" running"):
@@ -268,7 +272,9 @@ class Reader:
             return
         with self._lock:
             found = [
-                watch for watch in self.watched.get(job_id, ()) if watch.index is None or isinstance(news, FarmError)
+                watch
+                for watch in list(self.watched.get(job_id, ()))
+                if watch.index is None or isinstance(news, FarmError)
             ]
             found = [watch for watch in found if self._forget(watch)]
         for watch in found:
@@ -276,7 +282,7 @@ class Reader:
 
     def _fail(self, error: FarmError) -> None:
         with self._lock:
-            found = [watch for watches in self.watched.values() for watch in watches]
+            found = self._everyone()
             for watch in found:
                 self._forget(watch)
         for watch in found:

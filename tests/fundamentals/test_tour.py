@@ -124,3 +124,12 @@ async def test_the_same_names_await(farm: Farm) -> None:
         text = "".join([delta.text async for delta in job.stream()])
         assert (await job.result(timeout=60)).text == text
         assert [r.text async for r in awaitable.map(["The owl"] * 2, max_tokens=8)] == [text] * 2
+
+
+async def test_a_running_farm_is_joined(farm: Farm) -> None:
+    """Farm.local uses the local farm that runs already, and leaves it running."""
+    with Farm.local(farm.settings) as same:
+        assert same.settings.redis == farm.settings.redis
+    async with AsyncFarm.local(farm.settings) as awaitable:
+        assert (await awaitable.generate("The owl", max_tokens=2, timeout=60)).text
+    assert farm.generate("The owl", max_tokens=2, timeout=60).text
