@@ -16,6 +16,10 @@ from redis.retry import Retry
 from farm.errors import ServerFull, ServerUnreachable, SettingsError
 from farm.settings import RedisSettings
 
+# Codes of a server that is starting, failing over, short of replicas or disk, or busy: another time it may answer.
+UNABLE = frozenset(
+    ("LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNBLOCKED")
+)
 SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -63,14 +67,18 @@ def our_errors(where: str) -> Iterator[None]:
         raise ServerUnreachable(f"Redis at {where} refused the password; check FARM_REDIS__URL") from None
     except redis.exceptions.OutOfMemoryError:
         raise _full(where) from None
+    except redis.exceptions.InvalidResponse:
+        raise ServerUnreachable(f"what answers at {where} is no Redis server; check FARM_REDIS__URL") from None
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
         raise ServerUnreachable(
             f"Redis at {where} does not answer ({_short(error)}); check that it runs and FARM_REDIS__URL points to it"
         ) from None
     except redis.exceptions.ResponseError as error:
-        if str(error).startswith("OOM"):
+        # The driver takes the code off the errors that it has a class for, and leaves it on all others.
+        code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
+        if code == "OOM":
             raise _full(where) from None
-        if str(error).startswith(("LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF", "CLUSTERDOWN")):
+        if code in UNABLE:
             raise ServerUnreachable(f"Redis at {where} cannot serve now ({_short(error)}); try again") from None
         raise
 

@@ -35,7 +35,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why there is nothing to do: ended (then ``state``), stale, unknown, draining or suspect."""
+    """Why there is nothing to do: ended (then ``state``), stale, unknown, unregistered, draining or suspect."""
 
     reason: str
     state: JobState | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import uuid
@@ -116,7 +117,7 @@ class Jobs:
         for start in range(0, len(submissions), SUBMIT_CHUNK):
             args: list[str | int] = []
             for job in submissions[start : start + SUBMIT_CHUNK]:
-                deadline_ms = int((job.request.deadline_s or 0) * 1000)
+                deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
                 text = job.request.to_json()
                 args += (job.id, job.request.fingerprint(), job.model, job.tenant, job.request.priority)
                 args += (job.cost, deadline_ms, job.plain, text)

@@ -46,4 +46,9 @@ class Scripts:
     def call(self, name: str, *args: str | int | float) -> Any:
         """Run a script. A server that forgot it is told again. Raises ServerUnreachable, ServerFull."""
         with our_errors(self.where):
-            return self._scripts[name](keys=[keys.PREFIX], args=list(args))
+            try:
+                return self._scripts[name](keys=[keys.PREFIX], args=list(args))
+            except redis.exceptions.ReadOnlyError:
+                # A master that was demoted keeps its connections; new ones may find its successor.
+                self.client.connection_pool.disconnect(inuse_connections=False)
+                raise

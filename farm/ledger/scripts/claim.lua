@@ -2,7 +2,7 @@
 -- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, deadlines, and what an end touches.
 -- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms.
 -- Returns {'claimed', request, attempt, ms to the deadline or '', plain, created, token entries...},
---   {'ended', state}, or {'stale'}, {'unknown'}, {'draining'}, {'suspect'}: nothing to do.
+--   {'ended', state}, or {'stale'}, {'unknown'}, {'unregistered'}, {'draining'}, {'suspect'}: nothing to do.
 local id, number, worker, nonce = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local job = load(id)
 if not job then return {'unknown'} end
@@ -23,9 +23,9 @@ if job.deadline > 0 and job.deadline <= NOW then
   return {'ended', 'expired'}
 end
 local info = redis.call('HMGET', key_worker(worker), 'draining', 'suspect')
-if info[1] == '1' then
+if info[1] == '1' or not is_registered(worker) then
   requeue(job, NOW)
-  return {'draining'}
+  return {info[1] == '1' and 'draining' or 'unregistered'}
 end
 if is_suspect(job) then
   local other = info[2] and info[2] ~= id and load(info[2])

@@ -12,6 +12,7 @@ local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local LEVELS = {'high', 'normal', 'low'}
 local PROOF = 16        -- tokens that clear a job of its losses
 local LOSSES_SUSPECT = 3 -- losses in a row that make a job a suspect
+local PIECE = 1000      -- values that one unpack may hold; Lua refuses about 8,000
 
 local function int(n) return string.format('%.0f', n) end
 local function key_job(id) return P .. 'job:' .. id end
@@ -43,6 +44,19 @@ end
 
 local function count(model, state, delta) redis.call('HINCRBY', P .. 'counts:' .. model, state, delta) end
 local function total(name, delta) redis.call('HINCRBY', P .. 'totals', name, delta or 1) end
+local function is_registered(worker) return redis.call('HEXISTS', key_worker(worker), 'name') == 1 end
+
+-- Append token entries ARGV[first..last]; returns their bytes.
+local function append(id, first, last)
+  local size = 0
+  for k = first, last do size = size + #ARGV[k] end
+  for k = first, last, PIECE do
+    redis.call('RPUSH', key_out(id), unpack(ARGV, k, math.min(k + PIECE - 1, last)))
+  end
+  redis.call('HSETNX', key_job(id), 'first_token', int(NOW))
+  return size
+end
+
 local function wake() if redis.call('LLEN', P .. 'wake') == 0 then redis.call('RPUSH', P .. 'wake', '1') end end
 
 -- Tell waiters: one line per job, "id tokens state".
@@ -65,12 +79,25 @@ local function charge(job, tokens)
   set_vtime(job.model, job.tenant, math.max(0, vtime(job.model, job.tenant) + tokens / weight))
 end
 
--- Into its tenant's queue at its old place; a tenant that had nothing queued there starts no earlier than the clock.
+-- Where a tenant starts that opens a queue. While it waits at high or normal it keeps its time. Else it starts level with
+-- the first in that lane, or with the latest dispatch if that is earlier: idleness earns nothing, and a tenant that runs
+-- ahead at high priority pushes nobody back. Waiting at low does not count, or one idle low job would earn credit.
+local function starting_time(job)
+  local own = vtime(job.model, job.tenant)
+  for _, level in ipairs({'high', 'normal'}) do
+    if redis.call('ZSCORE', key_lanes(job.model, level), job.tenant) then return own end
+  end
+  local start = tonumber(redis.call('GET', P .. 'vclock:' .. job.model) or 0)
+  local first = redis.call('ZRANGE', key_lanes(job.model, job.priority), 0, 0, 'WITHSCORES')
+  if first[2] then start = math.min(start, tonumber(first[2])) end
+  return math.max(own, start)
+end
+
+-- Into its tenant's queue at its old place.
 local function put_in_queue(job)
   local queue = key_queue(job)
   if redis.call('EXISTS', queue) == 0 then
-    local now = tonumber(redis.call('GET', P .. 'vclock:' .. job.model) or 0)
-    local start = math.max(vtime(job.model, job.tenant), now)
+    local start = starting_time(job)
     redis.call('ZADD', key_lanes(job.model, job.priority), start, job.tenant)
     set_vtime(job.model, job.tenant, start)
   end
@@ -123,8 +150,9 @@ local function finish(job, state, retention, reason, fields)
   if job.charged > 0 then charge(job, (job.prompt_tokens > 0 and job.prompt_tokens or 0) + tokens - job.charged) end
   redis.call('ZREM', P .. 'deadlines', job.id)
   local bytes = int(job.bytes)
-  redis.call('ZADD', P .. 'finished', NOW, job.id .. '|' .. bytes)
-  redis.call('INCRBY', P .. 'finished_bytes', bytes)
+  if redis.call('ZADD', P .. 'finished', NOW, job.id .. '|' .. bytes) == 1 then
+    redis.call('INCRBY', P .. 'finished_bytes', bytes)
+  end
   if state == 'dead' then redis.call('ZADD', P .. 'dead', NOW, job.id) end
   if job.plain then redis.call('ZADD', P .. 'undelivered', NOW + (reason == 'finish' and 5000 or 0), job.id) end
   -- The upkeep removes them at their retention; the TTL is for a farm that no longer has a keeper.
@@ -152,8 +180,9 @@ local function is_proven(job, tokens)
 end
 
 -- A worker or engine died with these running jobs aboard. An unproven suspect takes the blame alone; without one, every
--- job with no new token is struck. Returns lines to announce.
-local function lose(jobs, reason, limits)
+-- job with no new token is struck. A worker that lives and lost a job (is_alive: a claim whose answer never came) counts
+-- as a loss, and strikes nobody. Returns lines to announce.
+local function lose(jobs, reason, limits, is_alive)
   local lines, blamed = {}, false
   for _, job in ipairs(jobs) do
     job.tokens = redis.call('LLEN', key_out(job.id))
@@ -162,7 +191,9 @@ local function lose(jobs, reason, limits)
   end
   for _, job in ipairs(jobs) do
     local gained = job.tokens - job.base
-    if not blamed or job.unproven then
+    if is_alive then
+      job.losses = gained < PROOF and job.losses + 1 or 0
+    elseif not blamed or job.unproven then
       job.losses = gained < PROOF and job.losses + 1 or 0
       job.strikes = gained == 0 and job.strikes + 1 or 0
     end

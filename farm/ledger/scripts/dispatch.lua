@@ -35,10 +35,11 @@ local function pick(model)
   return 'low', (head(model, 'low'))
 end
 
-local answer = {'leader'}
+local answer, looks = {'leader'}, 4 * most
 for model, free in pairs(room) do
   free = free - tonumber(redis.call('HGET', P .. 'counts:' .. model, 'dispatched') or 0)
-  while free > 0 and most > 0 do
+  while free > 0 and most > 0 and looks > 0 do
+    looks = looks - 1
     local level, tenant = pick(model)
     if not tenant then break end
     local lane = {model = model, priority = level, tenant = tenant}

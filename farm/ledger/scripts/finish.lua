@@ -14,13 +14,7 @@ end
 local have = redis.call('LLEN', key_out(id))
 if from > have then return {'gap', have} end
 local first, last = 8 + (have - from), 7 + n
-if first <= last then
-  local size = 0
-  for k = first, last do size = size + #ARGV[k] end
-  redis.call('RPUSH', key_out(id), unpack(ARGV, first, last))
-  redis.call('HSETNX', key_job(id), 'first_token', int(NOW))
-  job.bytes = job.bytes + size
-end
+if first <= last then job.bytes = job.bytes + append(id, first, last) end
 local fields = {'closed_by', nonce, 'prompt_tokens', ARGV[5], 'resumed', int(job.base)}
 for k = 8 + n, #ARGV do fields[#fields + 1] = ARGV[k] end
 job.prompt_tokens = tonumber(ARGV[5])

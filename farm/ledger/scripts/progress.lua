@@ -6,7 +6,7 @@
 local worker, lease = ARGV[1], tonumber(ARGV[5])
 beat(tonumber(ARGV[4]), lease)
 local answer, lines = {'ok'}, {}
-if redis.call('EXISTS', key_worker(worker)) == 0 then
+if not is_registered(worker) then
   answer[1] = 'unregistered'
 else
   redis.call('HSET', key_worker(worker), 'capacity', ARGV[2])
@@ -25,14 +25,10 @@ while i <= #ARGV do
     local first = i + 5 + (have - from)
     local last = i + 4 + n
     if word == 'ok' and first <= last then
-      local size = 0
-      for k = first, last do size = size + #ARGV[k] end
-      redis.call('RPUSH', key_out(id), unpack(ARGV, first, last))
+      redis.call('HINCRBY', key_job(id), 'bytes', append(id, first, last))
       have = have + last - first + 1
-      redis.call('HSETNX', key_job(id), 'first_token', int(NOW))
       redis.call('HSET', key_job(id), 'strikes', '0')
       if have - tonumber(seen[4] or 0) >= PROOF then redis.call('HSET', key_job(id), 'losses', '0') end
-      redis.call('HINCRBY', key_job(id), 'bytes', size)
       lines[#lines + 1] = id .. ' ' .. have .. ' running'
     end
     if prompt_tokens ~= '0' then redis.call('HSET', key_job(id), 'prompt_tokens', prompt_tokens) end

@@ -6,13 +6,16 @@
 -- Returns one word a job: its state afterwards, or lost.
 local worker, kind, reason = ARGV[1], ARGV[2], ARGV[4]
 local limits = {retention = tonumber(ARGV[6]), strikes = tonumber(ARGV[7]), losses = tonumber(ARGV[8])}
-if ARGV[3] == '1' and redis.call('EXISTS', key_worker(worker)) == 1 then
+if ARGV[3] == '1' and is_registered(worker) then
   redis.call('HSET', key_worker(worker), 'draining', '1')
 end
-local jobs, answer, lines = {}, {}, {}
+local jobs, answer, lines, listed = {}, {}, {}, {}
 for i = 11, #ARGV, 2 do
-  local job = load(ARGV[i])
-  if job and job.state == 'running' and job.nonce == ARGV[i + 1] then jobs[#jobs + 1] = job end
+  local job = not listed[ARGV[i]] and load(ARGV[i])
+  if job and job.state == 'running' and job.nonce == ARGV[i + 1] then
+    jobs[#jobs + 1] = job
+    listed[ARGV[i]] = true
+  end
 end
 if kind == 'lost' then
   lines = lose(jobs, reason, limits)

@@ -54,10 +54,11 @@ if NOW >= tonumber(redis.call('GET', P .. 'grace') or 0) then
   for _, worker in ipairs(order) do
     -- A dead worker loses all at once, jobs claimed after its last beat too: blame needs to see who was aboard.
     local seen = tonumber(redis.call('ZSCORE', P .. 'workers', worker) or 0)
-    if seen <= NOW - lease then
+    local is_alive = seen > NOW - lease
+    if not is_alive then
       for _, id in ipairs(redis.call('SMEMBERS', key_held(worker))) do add(id) end
     end
-    say(lose(by_worker[worker], 'lease_ended', limits))
+    say(lose(by_worker[worker], 'lease_ended', limits, is_alive))
   end
 end
 
@@ -94,12 +95,16 @@ for _, id in ipairs(due('undelivered')) do
   end
 end
 
+-- After its TTL an id may have been used again: that job, or its own end, is not what this member speaks of.
 local function drop(member)
   local id, bytes = string.match(member, '^(.*)|(%d+)$')
+  local ended = tonumber(redis.call('ZSCORE', P .. 'finished', member))
+  local seen = redis.call('HMGET', key_job(id), 'state', 'finished')
   redis.call('ZREM', P .. 'finished', member)
-  redis.call('ZREM', P .. 'dead', id)
-  redis.call('ZREM', P .. 'undelivered', id)
   redis.call('DECRBY', P .. 'finished_bytes', bytes)
+  if seen[1] ~= 'dead' or tonumber(seen[2]) == ended then redis.call('ZREM', P .. 'dead', id) end
+  if seen[1] and tonumber(seen[2] or 0) ~= ended then return end
+  redis.call('ZREM', P .. 'undelivered', id)
   redis.call('DEL', key_job(id), key_out(id), key_history(id))
 end
 for _, member in ipairs(due('finished', NOW - retention)) do drop(member) end
@@ -112,8 +117,12 @@ for _, member in ipairs(redis.call('ZRANGE', P .. 'finished', 0, most - 1)) do
   drop(member)
 end
 
--- Workers that fell silent long ago and hold nothing.
+-- Workers that fell silent long ago and hold nothing. What they seem to hold and do not run is an orphan.
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', NOW - 10 * lease, 'LIMIT', 0, most)) do
+  for _, id in ipairs(redis.call('SRANDMEMBER', key_held(worker), most)) do
+    local job = load(id)
+    if not job or job.state ~= 'running' or job.worker ~= worker then redis.call('SREM', key_held(worker), id) end
+  end
   if redis.call('SCARD', key_held(worker)) == 0 then
     local name = redis.call('HGET', key_worker(worker), 'name')
     if name and redis.call('HGET', P .. 'names', name) == worker then redis.call('HDEL', P .. 'names', name) end

@@ -115,6 +115,7 @@ class Field:
         self.client = jobs.client
         self.keeper = Upkeep(jobs)
         self._later = self.client.register_script(_LATER)
+        self.mail: dict[str, Dispatch] = {}
         self._incarnations = 0
 
     # Producers
@@ -145,17 +146,21 @@ class Field:
         return Hand(name, attempts, capacity, model)
 
     def keep(self) -> Round:
-        return self.keeper.keep()
+        done = self.keeper.keep()
+        self.mail |= {message.id: message for message in done.messages}
+        return done
 
     def dispatch(self) -> list[Dispatch]:
-        return self.keeper.dispatch().messages
+        messages = self.keeper.dispatch().messages
+        self.mail |= {message.id: message for message in messages}
+        return messages
 
     def run(self, hand: Hand, job_id: str, *, tries: int = 40) -> Run:
         """Have one queued job claimed by one worker, whatever must happen first."""
         for _ in range(tries):
-            for message in self.dispatch():
-                if message.id == job_id and isinstance(hand.claim(message), Claim):
-                    return hand.runs[job_id]
+            self.dispatch()
+            if job_id in self.mail and isinstance(hand.claim(self.mail.pop(job_id)), Claim):
+                return hand.runs[job_id]
             self.keep()
             hand.beat()
             self.later(600)

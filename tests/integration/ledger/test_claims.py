@@ -1,0 +1,319 @@
+"""One owner at a time: claims, fences, tokens and ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from farm import keys
+from farm.contracts import JobState, Request
+from farm.errors import IdempotencyConflict
+from farm.ledger.attempts import Claim, Kept, Refusal
+from farm.ledger.upkeep import Dispatch
+from tests.integration.ledger.farmhand import Field, failed, indices, succeeded, token
+
+LEASE_OVER = 10_001
+
+
+def stored(field: Field, job_id: str) -> list[str]:
+    return list(field.client.lrange(keys.out(job_id), 0, -1))
+
+
+def test_tokens_sent_again_are_skipped(field: Field) -> None:
+    """A flush whose answer was lost is sent again, overlapping or longer, and no token is stored twice."""
+    [job] = field.submit()
+    hand = field.worker()
+    run = field.run(hand, job)
+    run.generate(5)
+    for start, upto in ((0, 5), (0, 5), (3, 5)):
+        _, words = hand.attempts.progress([run.advance(start, upto)], 2)
+        assert words == [Kept("ok", 5)]
+    run.generate(2)
+    _, words = hand.attempts.progress([run.advance(1)], 2)
+    assert words == [Kept("ok", 7)]
+    assert stored(field, job) == run.entries
+
+
+def test_a_gap_is_answered_with_the_index_to_go_on_from(field: Field) -> None:
+    """Tokens that would leave a hole are refused, and the worker learns where to start again."""
+    [job] = field.submit()
+    hand = field.worker()
+    run = field.run(hand, job)
+    hand.write(job, 2)
+    run.generate(6)
+    _, words = hand.attempts.progress([run.advance(5)], 2)
+    assert words == [Kept("gap", 2)]
+    assert hand.attempts.finish(run.advance(5), succeeded()) == Kept("gap", 2)
+    assert hand.attempts.finish(run.advance(2), succeeded()) is None
+    assert indices(stored(field, job)) == list(range(8))
+
+
+def test_as_many_tokens_as_an_outage_held_up_fit_in_one_finish(field: Field) -> None:
+    """After a long outage a worker hands in 20,000 tokens with its outcome."""
+    [job] = field.submit(max_tokens=20_000)
+    hand = field.worker()
+    field.run(hand, job)
+    assert hand.finish(job, tokens=20_000) is None
+    assert field.view(job).usage.completion_tokens == 20_000
+
+
+def test_a_claim_repeated_with_its_nonce_gets_the_same_answer(field: Field) -> None:
+    """A worker whose claim was granted but not answered asks again and has its job."""
+    field.submit()
+    hand = field.worker()
+    [message] = field.dispatch()
+    first = hand.attempts.claim(message.id, message.number, "n")
+    assert isinstance(first, Claim)
+    assert hand.attempts.claim(message.id, message.number, "n") == first
+    assert field.worker("mill").attempts.claim(message.id, message.number, "m") == Refusal("stale")
+    assert field.view(message.id).attempt == 1
+
+
+def test_a_message_is_good_for_one_dispatch_only(field: Field) -> None:
+    """A message delivered long after its job went back and out again claims nothing."""
+    [job] = field.submit()
+    hand = field.worker()
+    run = field.run(hand, job)
+    old = Dispatch(job, 1, "tiny-bloom", "")
+    hand.release("retry", "engine_error", wait_s=5)
+    assert hand.claim(old) == Refusal("stale"), "a retry would start before its time"
+    field.later(5_001)
+    hand.beat()
+    field.keep()
+    [new] = field.dispatch()
+    assert hand.claim(old) == Refusal("stale")
+    assert new.number == 2
+    assert isinstance(hand.claim(new), Claim)
+    assert hand.runs[job].nonce != run.nonce
+
+
+def test_a_message_of_a_job_that_is_gone_is_dropped(field: Field) -> None:
+    """A redelivery after a job was trimmed does not create it again."""
+    hand = field.worker()
+    assert hand.claim(Dispatch("gone", 1, "tiny-bloom", "")) == Refusal("unknown")
+    assert field.client.exists(keys.job("gone")) == 0
+
+
+def test_a_message_of_a_job_that_has_ended_says_how(field: Field) -> None:
+    """A second delivery of a finished job learns its state, so that a plain Celery caller gets its outcome."""
+    [job] = field.submit()
+    hand = field.worker()
+    field.run(hand, job)
+    hand.finish(job)
+    assert hand.claim(Dispatch(job, 1, "tiny-bloom", "")) == Refusal("ended", JobState.SUCCEEDED)
+
+
+def test_a_stale_owner_changes_nothing(field: Field) -> None:
+    """Once another has claimed a job, its former owner can neither write, finish, fail nor release it."""
+    [job] = field.submit()
+    slow, quick = field.worker("slow"), field.worker("quick")
+    old = field.run(slow, job)
+    slow.write(job, 3)
+    field.later(LEASE_OVER)
+    quick.beat()
+    field.keep()
+    field.run(quick, job)
+    quick.write(job, 2)
+    before = {name: field.read(name) for name in (keys.job(job), keys.out(job), keys.history(job))}
+    old.generate(9)
+    assert slow.attempts.progress([old.advance()], 2)[1] == [Kept("lost", 5)]
+    assert slow.attempts.finish(old.advance(), succeeded()) is JobState.RUNNING
+    assert slow.attempts.finish(old.advance(), failed()) is JobState.RUNNING
+    assert slow.attempts.release([(job, old.nonce)], "lost", "engine_lost") == [None]
+    assert {name: field.read(name) for name in before} == before
+    makers = [old.nonce] * 3 + [quick.runs[job].nonce] * 2
+    assert stored(field, job) == [token(index, maker) for index, maker in enumerate(makers)]
+
+
+def test_the_next_owner_goes_on_from_the_tokens_kept(field: Field) -> None:
+    """A job that moves is resumed: its claim carries what was generated, and usage says how much was not redone."""
+    [job] = field.submit()
+    hand = field.worker()
+    field.run(hand, job)
+    hand.write(job, 4)
+    hand.release("drain", "drain")
+    other = field.worker("mill")
+    run = field.run(other, job)
+    assert indices(run.entries) == [0, 1, 2, 3]
+    other.finish(job, tokens=2)
+    view = field.view(job)
+    assert view.token_ids == [0, 1, 2, 3, 4, 5]
+    assert view.usage.resumed_tokens == 4
+    assert [record.tokens for record in view.history] == [4, 2]
+    assert [record.reason for record in view.history] == ["drain", "finish"]
+
+
+@pytest.mark.parametrize("is_out_again", [False, True])
+def test_work_done_in_an_outage_counts_while_nobody_else_has_claimed(field: Field, is_out_again: bool) -> None:
+    """A worker cut off for longer than its lease still hands in its result, even with the next message on its way."""
+    [job] = field.submit()
+    hand, other = field.worker(), field.worker("mill")
+    run = field.run(hand, job)
+    field.later(LEASE_OVER)
+    other.beat()
+    field.keep()
+    assert field.state(job) == "queued"
+    messages = field.dispatch() if is_out_again else []
+    run.generate(3)
+    assert hand.attempts.finish(run.advance(), succeeded()) is None
+    assert field.view(job).token_ids == [0, 1, 2]
+    for message in messages:
+        assert other.claim(message) == Refusal("ended", JobState.SUCCEEDED)
+
+
+def test_a_finish_sent_again_gets_the_same_answer(field: Field) -> None:
+    """The outcome is written once; its sender may ask as often as it needs to, and another outcome changes nothing."""
+    [job] = field.submit()
+    hand = field.worker()
+    run = field.run(hand, job)
+    run.generate(2)
+    assert hand.attempts.finish(run.advance(), succeeded()) is None
+    before = field.read(keys.job(job))
+    assert hand.attempts.finish(run.advance(), succeeded()) is None
+    assert hand.attempts.finish(run.advance(), failed()) is None
+    assert field.read(keys.job(job)) == before
+
+
+def test_the_first_end_stands(field: Field) -> None:
+    """Of cancel, expiry and finish the first wins, and the others are told what the job is."""
+    first, second = field.submit(2, deadline_s=60)
+    hand = field.worker()
+    runs = {job: field.run(hand, job) for job in (first, second)}
+    assert field.jobs.cancel([first]) == [JobState.CANCELLED]
+    assert hand.attempts.finish(runs[first].advance(), succeeded()) is JobState.CANCELLED
+    assert hand.beat()[first] == Kept("lost", 0), "the worker must hear of it at its next beat"
+    hand.finish(second)
+    assert field.jobs.cancel([second, "nobody"]) == [JobState.SUCCEEDED, None]
+    field.later(61_000)
+    field.keep()
+    assert [field.state(job) for job in (first, second)] == ["cancelled", "succeeded"]
+
+
+def test_a_deadline_ends_a_job_wherever_it_is(field: Field) -> None:
+    """Queued, waiting for a retry, dispatched or running: past its deadline a job expires with its partial text."""
+    running, dispatched = field.submit(2, deadline_s=20)
+    hand = field.worker(capacity=1)
+    field.run(hand, running)
+    hand.write(running, 2)
+    message = field.mail[dispatched]
+    [queued] = field.submit(deadline_s=20)
+    field.later(20_001)
+    assert hand.claim(message) == Refusal("ended", JobState.EXPIRED)
+    assert field.keep().expired == 2
+    assert {field.state(job) for job in (running, dispatched, queued)} == {"expired"}
+    assert field.view(running).token_ids == [0, 1]
+    assert field.view(running).finish_reason == "expired"
+    assert field.client.zcard(f"{keys.PREFIX}deadlines") == 0
+
+
+def test_the_least_deadline_is_a_deadline(field: Field) -> None:
+    """A deadline under a millisecond is not taken for none."""
+    [job] = field.submit(deadline_s=0.0001)
+    field.later(2)
+    field.keep()
+    assert field.state(job) == "expired"
+
+
+def test_an_idempotency_key_names_one_job(field: Field) -> None:
+    """The same key and request is the same job; with another request it is refused; for another tenant it is free."""
+    jobs = field.jobs
+    placed = [
+        jobs.place(Request(prompt=text), tenant=who, idempotency_key="order-7")
+        for text, who in (("a", "ann"), ("b", "ann"), ("a", "ben"))
+    ]
+    assert jobs.submit([placed[0], placed[2]]) == [True, True]
+    assert jobs.submit([placed[0], placed[0]]) == [False, False]
+    with pytest.raises(IdempotencyConflict, match="another request"):
+        jobs.submit([placed[1]])
+    assert jobs.view(placed[0].id).token_ids == []
+    assert field.client.hget(keys.TOTALS, "submitted") == "2"
+
+
+def test_a_conflict_stops_nobody_else(field: Field) -> None:
+    """In one call, a job whose id is taken is refused and all others are accepted once, also when they come twice."""
+    jobs = field.jobs
+    taken = field.place("a", job_id="taken")
+    jobs.submit([taken])
+    fresh = field.place("c")
+    with pytest.raises(IdempotencyConflict):
+        jobs.submit([fresh, field.place("b", job_id="taken"), fresh])
+    assert field.state(fresh.id) == "queued"
+    assert jobs.submit([fresh]) == [False]
+
+
+def test_a_key_is_free_again_after_the_retention(field: Field) -> None:
+    """Id and idempotency key end together: afterwards the same key makes a new job."""
+    [job] = field.submit(job_id="order-7")
+    hand = field.worker()
+    field.run(hand, job)
+    hand.finish(job)
+    field.later(86_400_001)
+    field.keep()
+    assert field.jobs.submit([field.place(job_id="order-7")]) == [True]
+    assert field.view(job).state is JobState.QUEUED
+
+
+def test_an_id_used_again_before_the_trimming_keeps_its_new_job(field: Field) -> None:
+    """A farm that slept through a retention does not trim the new job under an old job's id."""
+    [job] = field.submit(job_id="order-7")
+    hand = field.worker()
+    field.run(hand, job)
+    hand.finish(job)
+    field.later(86_400_000 + 3_600_001)
+    assert field.client.exists(keys.job(job)) == 0, "the TTL has not passed"
+    assert field.jobs.submit([field.place(job_id="order-7")]) == [True]
+    field.keep()
+    assert field.state(job) == "queued"
+    hand = field.worker()
+    field.run(hand, job)
+    hand.finish(job, tokens=1)
+    field.keep()
+    assert field.view(job).token_ids == [0]
+
+
+def test_a_release_twice_in_one_call_counts_once(field: Field) -> None:
+    """A job named twice in a release goes back once."""
+    [job] = field.submit()
+    hand = field.worker()
+    run = field.run(hand, job)
+    pair = (job, run.nonce)
+    assert hand.attempts.release([pair, pair], "drain", "drain") == [JobState.QUEUED] * 2
+
+
+def test_retries_end(field: Field) -> None:
+    """A retryable error is tried again max_retries times, each after its wait; then the job fails with that error."""
+    [job] = field.submit()
+    hand = field.worker()
+    most = field.jobs.settings.keeper.max_retries
+    for _ in range(most):
+        field.run(hand, job)
+        assert hand.release("retry", "busy", wait_s=0.5) == [JobState.QUEUED]
+        assert field.dispatch() == []
+    field.run(hand, job)
+    assert hand.release("retry", "busy", wait_s=0.5, error=failed().error) == [JobState.FAILED]
+    view = field.view(job)
+    assert view.error is not None
+    assert view.error.code == "broken"
+    assert view.attempt == most + 1
+    assert view.strikes == 0
+
+
+def test_the_history_keeps_the_latest_twenty_attempts(field: Field) -> None:
+    """However often a job moves, its history stays short."""
+    [job] = field.submit()
+    hand = field.worker()
+    for _ in range(25):
+        field.run(hand, job)
+        hand.release("drain", "drain")
+    assert [record.attempt for record in field.view(job).history] == list(range(6, 26))
+
+
+def test_only_the_server_tells_the_time(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose clock is a day ahead neither expires jobs nor changes when they were made."""
+    import time
+
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    [job] = field.submit(deadline_s=60, job_id="far")
+    field.keep()
+    view = field.view(job)
+    assert view.state is JobState.QUEUED
+    assert view.created_at < 4e9
