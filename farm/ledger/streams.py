@@ -139,21 +139,26 @@ class Reader:
         client = connect(patient, read_timeout_s=block_s + patient.timeout_s)
         pause_s = FIRST_PAUSE_S
         try:
-            while self._is_needed():
+            while True:
                 try:
                     with our_errors(self._jobs.where):
                         self._follow(client, block_s)
+                    return
                 except ServerUnreachable as error:
                     pause_s = self._bear(error, pause_s)
+                if not self._is_needed():
+                    return
         except Exception as error:
-            # Waiters must hear of it: nobody else will wake them.
+            # Waiters must hear of it: nobody else will wake them. Those who come now get another thread.
             log.exception("the reader of events failed")
+            with self._lock:
+                self._thread = None
             self._fail(FarmError(f"waiting failed: {error}"))
         finally:
             client.close()
 
     def _is_needed(self) -> bool:
-        """Whether somebody waits or did a moment ago; if not, the next one to wait starts another thread."""
+        """Whether somebody waits or did a moment ago. If not, this thread must end: the next waiter starts another."""
         with self._lock:
             now = time.monotonic()
             if self.watched:

@@ -28,6 +28,7 @@ from farm import (
     ServerUnreachable,
 )
 from farm.errors import PromptTooLong, SettingsError
+from farm.ledger import streams
 from farm.ledger.jobs import Jobs, ModelFacts
 from farm.prompts import Prompt, derived_seed
 from farm.settings import Settings, load_settings
@@ -270,6 +271,17 @@ def test_many_prompts_are_submitted_together(farm: Farm, hand: Farmhand) -> None
     assert farm.ledger.client.dbsize() == before
 
 
+def test_a_thousand_prompts_are_a_few_calls(farm: Farm, hand: Farmhand, client: redis.Redis) -> None:
+    """submit_many asks for the model once and sends prompts by the hundred."""
+    with Farm(farm.settings) as fresh:
+        hand.die()
+        client.config_resetstat()
+        fresh.submit_many([f"p{n}" for n in range(1_000)], max_tokens=2)
+    stats = client.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] == 10
+    assert stats["cmdstat_hgetall"]["calls"] == 1
+
+
 def test_samples_have_seeds_of_their_own(farm: Farm) -> None:
     """n samples are n jobs beside one another; a seed gives each its own, and keys stay distinct."""
     jobs = farm.submit_many([{"prompt": "a", "idempotency_key": "k"}, "b"], n=3, seed=7, temperature=1)
@@ -390,6 +402,40 @@ def test_closing_ends_all_waiting(settings: Settings, jobs: Jobs, client: redis.
     wait_until(lambda: {e["id"] for e in client.client_list()} <= before, why="connections to close", timeout_s=5)
     with pytest.raises(FarmError, match="is closed"):
         job.result()
+
+
+def test_the_reader_rests_when_nobody_waits(
+    farm: Farm, settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A while after the last waiter its thread and connection are gone, and the next waiter gets new ones."""
+    monkeypatch.setattr(streams, "LINGER_S", 0.05)
+    soon = settings.client.model_copy(update={"reread_s": 0.05})
+    with Farm(quick(settings).model_copy(update={"client": soon})) as waiting, Farmhand(farm.settings):
+        for _ in range(2):
+            assert waiting.generate("hello", max_tokens=2, timeout=20).text == text_of("hello", 2)
+            wait_until(lambda: "farm-events" not in {t.name for t in threading.enumerate()}, why="the thread to end")
+            wait_until(lambda: readers(client) == 0, why="its connection to close")
+
+
+def test_a_reader_that_fails_tells_its_waiters(farm: Farm, client: redis.Redis) -> None:
+    """When events can't be read at all, waiters get an error rather than wait for ever; the next ones fare better."""
+    client.set("{farm}:events", "not a stream")
+    job = farm.submit("hello", max_tokens=2)
+    with pytest.raises(FarmError, match="waiting failed"):
+        job.result(timeout=20)
+    client.delete("{farm}:events")
+    with Farmhand(farm.settings):
+        assert job.result(timeout=20).text == text_of("hello", 2)
+
+
+def test_an_abandoned_stream_is_forgotten(farm: Farm, hand: Farmhand) -> None:
+    """A stream that is dropped half way is not read for any longer."""
+    hand.tokens_per_beat = 1
+    stream = farm.submit("hello", max_tokens=1_000).stream()
+    next(stream)
+    assert farm.reader.watched
+    del stream
+    assert not farm.reader.watched
 
 
 def test_a_client_without_a_server_says_so(tmp_path: Path) -> None:
