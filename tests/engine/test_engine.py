@@ -82,12 +82,13 @@ def test_slots_bound_how_many_run_at_once() -> None:
         ([5, 512], {}, "invalid_request", "512"),
         ([-1], {}, "invalid_request", "-1"),
         ([], {}, "invalid_request", "no tokens"),
+        ("half \ud83d", {}, "invalid_request", "surrogate"),
         ([1], {"stop_token_ids": (600,)}, "invalid_request", "stop_token_ids"),
         ([1] * 100, {"max_tokens": 29}, "prompt_too_long", "128"),
     ],
 )
 def test_a_request_that_cannot_be_served_fails_for_good_and_hurts_nobody(
-    prompt: list[int], params: dict[str, int], code: str, words: str
+    prompt: str | list[int], params: dict[str, int], code: str, words: str
 ) -> None:
     """Bad input is answered with its code and a reason; neighbours run on."""
     said = drive(synthetic(), [add("good"), add("bad", prompt, **params), add("also good")])

@@ -117,6 +117,14 @@ def test_the_engine_ends_while_it_is_generating_when_its_parent_is_gone() -> Non
         assert process.wait(WAIT_S) == 0
 
 
+def test_an_engine_that_is_sent_nonsense_ends_rather_than_going_deaf() -> None:
+    """A message that nobody wrote ends the process with an error, so that the worker starts another."""
+    with engine(FARM_ENGINE__KIND="synthetic") as (connection, process):
+        assert isinstance(receive(connection), Ready)
+        connection.send_bytes(b"{")
+        assert process.wait(WAIT_S) == 1
+
+
 def test_signals_for_the_worker_do_not_end_the_engine() -> None:
     """SIGINT and SIGTERM reach the whole process group; the worker alone decides when its engine ends."""
     with engine(FARM_ENGINE__KIND="synthetic") as (connection, process):

@@ -114,6 +114,13 @@ def test_top_p_keeps_the_nucleus(top_p: float, spread: float) -> None:
     assert len(counts) > len(kept) / 4
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-9, 1e-3])
+def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
+    """However small the number, the draw is the likeliest token and never NaN."""
+    row = logits(seed=3)[0]
+    assert set(drawn(row, draws=20, temperature=temperature)) == {int(row.argmax())}
+
+
 def test_temperature_flattens_before_top_p_cuts() -> None:
     """The nucleus is that of the tempered distribution, as in transformers."""
     row = logits(seed=2)[0]
@@ -169,6 +176,7 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     assert pick.top is not None
     assert [token for token, _ in pick.top] == raw.topk(3).indices.tolist()
     assert sample(logits(), [sequence(logprobs=0)])[0].top == []
+    assert len(sample(logits(vocab=4), [sequence(logprobs=20)])[0].top or []) == 4
 
 
 def test_a_row_that_is_not_finite_gives_no_token_and_leaves_the_others() -> None:

@@ -81,7 +81,8 @@ def find_checkpoint(model_id: str, revision: str | None = None) -> Checkpoint:
         raise ModelRefused(f"{folder} has no config.json; FARM_MODEL__ID must name a checkpoint's folder")
     _check_kind(config, folder)
     files = _weight_files(folder)
-    return Checkpoint(folder, _shape(config, folder), files, _eos_ids(folder, config))
+    shape = _shape(config, folder)
+    return Checkpoint(folder, shape, files, _eos_ids(folder, config, shape.vocab))
 
 
 def _folder(model_id: str, revision: str | None) -> Path:
@@ -192,8 +193,9 @@ def _no_safetensors(place: str, pickled: bool = True) -> str:
     return f"{place} holds no model.safetensors and no index of shards"
 
 
-def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
-    """End-of-text tokens: generation_config.json's, else config.json's, as transformers takes them."""
+def _eos_ids(folder: Path, config: dict[str, Any], vocab: int) -> frozenset[int]:
+    """End-of-text tokens of the vocabulary: generation_config.json's, else config.json's, as transformers does."""
     generation = _read_json(folder / "generation_config.json") or {}
     eos = generation.get("eos_token_id", config.get("eos_token_id", 2))
-    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    ids = eos if isinstance(eos, list) else [eos]
+    return frozenset(id for id in ids if isinstance(id, int) and 0 <= id < vocab)

@@ -119,7 +119,7 @@ class Engine:
     def _open(self, add: Add) -> _Live:
         """Check a request. Raises InvalidRequest or PromptTooLong."""
         params, vocab, context = add.params, self.ready.vocab, self.ready.context
-        prompt = self.model.encode(add.prompt) if isinstance(add.prompt, str) else add.prompt
+        prompt = self._encode(add.prompt) if isinstance(add.prompt, str) else add.prompt
         if not prompt:
             raise InvalidRequest("prompt", "has no tokens; give some text or at least one token id")
         for name, ids in (("prompt", prompt), ("resume", add.resume), ("stop_token_ids", params.stop_token_ids)):
@@ -140,6 +140,13 @@ class Engine:
             deadline=None if add.deadline_s is None else self._clock() + add.deadline_s,
         )
         return _Live(sequence, Detokenizer(self.model.pieces(), params.stop), add.resume)
+
+    def _encode(self, prompt: str) -> list[int]:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest("prompt", "holds half a surrogate pair, which is no text; repair it") from None
+        return self.model.encode(prompt)
 
     def _replay(self, live: _Live) -> bool:
         """Take in the tokens of earlier attempts. False if they already ended the text."""

@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import time
+import traceback
 from multiprocessing.connection import Connection
 
 from farm.errors import FarmError
@@ -72,14 +73,19 @@ def _take_all(engine: Engine, commands: queue.SimpleQueue[Command], wait_s: floa
 
 
 def _read(connection: Connection, commands: queue.SimpleQueue[Command]) -> None:
-    """Queue commands until the other end is gone, then end the process, whatever it is doing."""
+    """Queue commands until the other end is gone or sends nonsense, then end the process, whatever it is doing."""
+    status = 0
     try:
         while True:
             message = decode(connection.recv_bytes())
             assert isinstance(message, Add | Cancel)
             commands.put(message)
     except (EOFError, OSError):
-        os._exit(0)
+        pass
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    os._exit(status)
 
 
 def _send(connection: Connection, message: Message) -> None:

@@ -16,6 +16,8 @@ from workers.engine.sequence import Sequence
 
 FIRST_TOP = 256
 """Candidates tried first for top_p: they hold the nucleus of all but flat distributions."""
+LEAST_TEMPERATURE = 1e-6
+"""Below it fp32 can't divide by the temperature; the draw is greedy long before."""
 _BISECTIONS = 60
 _MASK = (1 << 64) - 1
 
@@ -94,8 +96,8 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> list[int]:
     Tokens stay in the order of their ids: in the order of likelihood, a rounding error could swap two near-equal ones.
     """
     params = [sequence.params for sequence in sequences]
-    logits = logits / torch.tensor([p.temperature for p in params])[:, None]
-    logits -= logits.max(-1, keepdim=True).values  # the likeliest token is at 0
+    logits = logits - logits.max(-1, keepdim=True).values  # the likeliest token is at 0
+    logits /= torch.tensor([max(p.temperature, LEAST_TEMPERATURE) for p in params])[:, None]
     least = torch.maximum(_top_k_floor(logits, [p.top_k for p in params]), torch.full((len(params),), -math.inf))
     logits.masked_fill_(logits < least[:, None], -math.inf)
     if any(p.top_p < 1 for p in params):
@@ -150,5 +152,5 @@ def _with_logprobs(token: int, raw: Tensor | None, count: int | None) -> Pick:
     """Add the token's log probability under the raw distribution ([vocab]) and the likeliest alternatives."""
     if raw is None or count is None:
         return Pick(token)
-    values, ids = raw.topk(count)
+    values, ids = raw.topk(min(count, raw.shape[0]))
     return Pick(token, float(raw[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))

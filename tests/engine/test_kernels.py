@@ -1,0 +1,85 @@
+"""Packed linears and grouped attention compute what plain torch computes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.engine.arena import Arena, Block
+from workers.engine.kernels.attention import DecodeGroups, alibi_slopes
+from workers.engine.kernels.linear import Linear, fastest_backend, gelu
+from workers.engine.kv_cache import KVCache
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("backend", ["torch", "onednn", "mkl"])
+@pytest.mark.parametrize("rows", [1, 3, 16, 37])
+def test_every_backend_computes_the_linear_layer(backend: str, rows: int) -> None:
+    """Plain, with GELU, with a residual, and without a bias."""
+    if backend == "mkl" and not torch.backends.mkl.is_available():
+        pytest.skip("this torch has no MKL")
+    if backend == "onednn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    weight, bias, x, residual = noise(48, 32), noise(48, seed=1), noise(rows, 32, seed=2), noise(rows, 48, seed=3)
+    wanted = functional.linear(x, weight, bias)
+    layer = Linear(weight, bias, backend)
+    for got, want in (
+        (layer.apply(x), wanted),
+        (layer.apply_gelu(x), gelu(wanted)),
+        (layer.apply_add(x, residual), wanted + residual),
+        (Linear(weight, None, backend).apply(x), functional.linear(x, weight)),
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_some_backend_is_always_found() -> None:
+    """The probe names a backend for every dtype, private operators or not."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        layer = Linear(noise(24, 16).to(dtype), None)
+        assert layer.backend == fastest_backend(noise(24, 16).to(dtype))
+        assert layer.apply(noise(2, 16).to(dtype)).dtype is dtype
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 5, 6, 8, 12, 16, 20, 32, 112])
+def test_slopes_are_those_of_transformers(heads: int) -> None:
+    """Bit by bit, for head counts that are powers of two and for others."""
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    theirs = build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1]
+    assert alibi_slopes(heads).tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_grouped_decode_attention_equals_attention_row_by_row(seed: int) -> None:
+    """Whatever the blocks' sizes, and with free blocks between them."""
+    rng = random.Random(seed)
+    heads, head_dim = 3, 8
+    arena, cache = Arena(2048), KVCache(1, heads, head_dim, 2048, torch.float32)
+    cache.layers[0].copy_(noise(*cache.layers[0].shape, seed=seed))
+    taken = [arena.take(rng.choice([30, 60, 100, 200])) for _ in range(12)]
+    blocks = sorted((b for b in rng.sample(taken, 8) if b), key=lambda block: (block.size, block.offset))
+    lengths = [rng.randint(1, block.size) for block in blocks]
+    qkv, slopes = noise(len(blocks), heads, 3, head_dim, seed=9), alibi_slopes(heads)
+    out = torch.zeros(len(blocks), heads, head_dim)
+    groups = DecodeGroups(cache, blocks, lengths, slopes)
+    assert groups.fits(blocks, lengths)
+    assert not groups.fits(blocks[1:], lengths[1:])
+    groups.begin(torch.tensor(lengths) - 1)
+    groups.attend(0, qkv, out)
+    expected = torch.stack([_alone(cache, *row, slopes) for row in zip(blocks, lengths, qkv, strict=True)])
+    torch.testing.assert_close(out, expected)
+
+
+def _alone(cache: KVCache, block: Block, length: int, qkv: Tensor, slopes: Tensor) -> Tensor:
+    """Attention of one row, [heads, head_dim], written out."""
+    keys, values = cache.read(0, block, 1, length)  # [heads, length, head_dim]
+    scores = (keys @ qkv[:, 0, :, None])[..., 0] / qkv.shape[-1] ** 0.5
+    scores += slopes[:, None] * (torch.arange(length) - (length - 1))
+    return (scores.softmax(-1)[:, None] @ values)[:, 0]
