@@ -17,8 +17,8 @@ class _Task(Protocol):
 
 OURS = "farm."
 
-# Seven columns fit a laptop. "UUID" is the job's id; arguments hold nothing that it does not say.
-tasks_columns = "name,uuid,state,received,started,runtime,worker"
+# What fits 1,280 pixels. "UUID" is the job's id; arguments hold nothing that it does not say.
+tasks_columns = "name,uuid,state,received,runtime,worker"
 # A restarted worker has another name; the one that is gone need not stay on the page.
 purge_offline_workers = 60
 # Generating takes seconds: Prometheus' own buckets end at 10.

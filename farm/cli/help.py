@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import typer
@@ -41,7 +42,8 @@ def write_options(command: Any, ctx: Any, formatter: Any) -> None:
         if record is not None:
             is_argument = param.param_type_name == "argument"
             group = getattr(param, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
-            groups.setdefault(group, []).append(record)
+            # typer puts a default that is given in words between brackets of its own.
+            groups.setdefault(group, []).append((record[0], re.sub(r"default: \((.*?)\)", r"default: \1", record[1])))
     common = groups.pop("Options", [])
     for name, records in [*groups.items(), ("Options", common)]:
         if records:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from farm import __version__
-from farm.cli.exits import code_of
+from farm.cli.exits import FAILED, code_of
 from farm.cli.help import CONTEXT, examples, write_examples, write_options
 from farm.errors import FarmError
 
@@ -123,6 +123,9 @@ def main() -> None:
     except FarmError as error:
         sys.stderr.write(f"farm: {error}\n")
         sys.exit(code_of(error))
+    except OSError as error:
+        sys.stderr.write(f"farm: {error.strerror or error}{f': {error.filename}' if error.filename else ''}\n")
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""The command line without a farm: what it lists, what it loads, how it refuses."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+from typer.main import get_group
+
+from farm.cli.exits import FAILED, UNREACHABLE, USAGE, code_of
+from farm.cli.main import COMMANDS
+from farm.cli.output import duration
+from farm.errors import InvalidRequest, JobFailed, ServerUnreachable, SettingsError
+from tests.commands import farm
+
+pytestmark = pytest.mark.fast
+
+
+def test_help_loads_no_driver() -> None:
+    """The list of commands is there at once: neither Redis' driver nor pydantic nor Celery is loaded for it."""
+    code = (
+        "import sys; from farm.cli.main import app; app(['--help'], standalone_mode=False);"
+        "sys.exit(bool({'redis', 'pydantic', 'celery', 'kombu', 'rich.console'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_are_what_the_list_says(name: str) -> None:
+    """Each listed command exists, explains itself in the words of the list, has examples and speaks JSON."""
+    command = get_group(import_module(COMMANDS[name].module).app).commands[name]
+    assert command.callback is not None
+    assert inspect.getdoc(command.callback).splitlines()[0] == COMMANDS[name].help
+    assert command.epilog
+    assert "--json" in [option for param in command.params for option in param.opts]
+
+
+def test_help_of_a_command_fits_80_columns() -> None:
+    """Help is readable in the narrowest usual terminal, with groups, defaults and examples."""
+    said = farm("submit", "--help")
+    assert said.code == 0
+    assert "How to generate:" in said.out
+    assert "default: 64" in " ".join(said.out.split())
+    assert said.out.index("Examples:") > said.out.index("--json")
+    assert max(map(len, said.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["stauts"], "Did you mean 'status'?"),
+        (["submit"], "PROMPT"),
+        (["submit", "x", "--max-tokens", "many"], "--max-tokens"),
+        (["batch", "missing.jsonl", "-o", "out.jsonl"], "missing.jsonl"),
+    ],
+)
+def test_wrong_usage_is_2(args: list[str], hint: str) -> None:
+    """A command line that can't be understood ends with 2, and says what is wrong with it."""
+    said = farm(*args)
+    assert said.code == 2
+    assert hint in said.err
+    assert not said.out
+
+
+def test_misspelt_setting_is_2() -> None:
+    """A misspelt setting is named together with the nearest one, in one line."""
+    said = farm("status", REDSI__URL="redis://x")
+    assert said.code == 2
+    assert said.err == "farm: FARM_REDSI__URL is not a setting; did you mean 'FARM_REDIS__URL'?\n"
+
+
+def test_codes_follow_errors() -> None:
+    """3 is for a server that does not answer, 2 for what can be asked otherwise, 1 for the rest."""
+    assert code_of(ServerUnreachable("gone")) == UNREACHABLE
+    assert code_of(SettingsError("no")) == code_of(InvalidRequest("top_p", "is 3")) == USAGE
+    assert code_of(JobFailed("no")) == FAILED
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "-"),
+        (0.04, "0.0 s"),
+        (9.96, "10.0 s"),
+        (42.4, "42 s"),
+        (60, "1 min"),
+        (200, "3 min 20 s"),
+        (7_260, "2 h 1 min"),
+        (100_000, "1 d 3 h"),
+    ],
+)
+def test_durations_read_well(seconds: float | None, words: str) -> None:
+    """Durations have the units that people use for them."""
+    assert duration(seconds) == words

@@ -1,0 +1,119 @@
+"""The doctor's judgement, given the facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farm.doctor.checks import Check, size, worst
+from farm.doctor.machine import check_folder, check_model, check_torch
+from farm.doctor.server import check_clock, check_eviction, check_memory, check_persistence, check_version
+from farm.settings import load_settings
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict"),
+    [
+        (check_version({"redis_version": "7.2.4"}), "ok"),
+        (check_version({"redis_version": "7.2.4", "valkey_version": "9.1.2"}), "ok"),
+        (check_version({"redis_version": "6.2.14"}), "fail"),
+        (check_persistence({"aof_enabled": 1}, "everysec", "none"), "ok"),
+        (check_persistence({"aof_enabled": 1}, None, "fsync"), "ok"),
+        (check_persistence({"aof_enabled": 1}, "everysec", "fsync"), "warn"),
+        (check_persistence({"aof_enabled": 0}, "everysec", "none"), "warn"),
+        (check_persistence({"aof_enabled": 1, "aof_last_write_status": "err"}, "everysec", "none"), "fail"),
+        (check_eviction({"maxmemory_policy": "noeviction", "maxmemory": 1 << 30}), "ok"),
+        (check_eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 1 << 30}), "fail"),
+        (check_eviction({"maxmemory_policy": "allkeys-lru", "maxmemory": 0}), "warn"),
+        (check_memory({"used_memory": 900, "maxmemory": 1000}), "warn"),
+        (check_memory({"used_memory": 500, "maxmemory": 1000}), "ok"),
+        (check_memory({"used_memory": 500, "maxmemory": 0}), "ok"),
+        (check_clock(-0.4), "ok"),
+        (check_clock(30.0), "warn"),
+    ],
+)
+def test_verdicts_on_a_server(check: Check, verdict: str) -> None:
+    """Each finding has its verdict, and whatever is not ok says what to do."""
+    assert check.verdict == verdict
+    assert bool(check.remedy) == (verdict != "ok")
+
+
+def test_a_clock_is_told_which_way_it_is_off() -> None:
+    """A server that is ahead means that this machine is behind."""
+    assert "30 s behind" in check_clock(30.0).found
+    assert "30 s ahead" in check_clock(-30.0).found
+
+
+def _facts(*, weights: int | None = 10**9, free: int = 16 * 10**9, gpus: list[int] | None = None) -> dict[str, Any]:
+    cards = [{"name": "H100", "bytes": count} for count in gpus or []]
+    return {
+        "torch": {"version": "2.13.0", "cuda": "12.8" if cards else None, "gpus": cards},
+        "cores": 8,
+        "free_bytes": free,
+        "model": {"is_here": True, "refused": None, "weights": weights, "kv_per_token": 2 * 30 * 4096},
+    }
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict", "found"),
+    [
+        (_facts(), "ok", "4.0 GB in float32, 16.0 GB of free memory"),
+        (_facts(weights=7 * 10**9), "fail", "28.0 GB in float32"),
+        (_facts(weights=7 * 10**9, gpus=[80 * 10**9]), "ok", "14.0 GB in bfloat16, 80.0 GB of the 1 GPU"),
+        (_facts(weights=7 * 10**9, gpus=[9 * 10**9] * 2), "warn", "18.0 GB of the 2 GPUs"),
+        (_facts(weights=None), "warn", "size unknown"),
+    ],
+)
+def test_a_model_is_held_against_memory(facts: dict[str, Any], verdict: str, found: str) -> None:
+    """Weights and one full sequence must fit the GPUs, or the machine where there are none."""
+    check = check_model(facts, load_settings(model={"id": "bigscience/bloom-7b1"}))
+    assert check.verdict == verdict
+    assert found in check.found
+
+
+def test_a_refused_model_is_said_in_the_worker_s_words() -> None:
+    """A folder that holds no Bloom fails before any worker is started on it."""
+    facts = _facts()
+    facts["model"] = {"is_here": False, "refused": "/x has no config.json", "weights": None, "kv_per_token": 0}
+    assert check_model(facts, load_settings()).verdict == "fail"
+
+
+def test_torch_is_held_against_the_gpus() -> None:
+    """A CUDA build that sees no GPU is worth a word."""
+    facts = _facts()
+    facts["torch"]["cuda"] = "12.8"
+    assert [check.verdict for check in check_torch(facts)] == ["warn"]
+    assert [check.verdict for check in check_torch(_facts(gpus=[80 * 10**9]))] == ["ok"]
+
+
+def test_the_state_folder_should_be_private(tmp_path: Path) -> None:
+    """A folder that others can read is worth a word; one that is not there yet is fine."""
+    tmp_path.chmod(0o755)
+    assert check_folder(tmp_path).verdict == "warn"
+    tmp_path.chmod(0o700)
+    assert check_folder(tmp_path).verdict == "ok"
+    assert check_folder(tmp_path / "new").verdict == "ok"
+    (tmp_path / "file").touch()
+    assert check_folder(tmp_path / "file" / "below").verdict == "fail"
+
+
+def test_the_worst_counts() -> None:
+    """One failure outweighs everything."""
+    ok, warn, fail = Check("a", "ok", ""), Check("b", "warn", "", "x"), Check("c", "fail", "", "x")
+    assert worst([ok]) == "ok"
+    assert worst([warn, ok]) == "warn"
+    assert worst([fail, warn, ok]) == "fail"
+
+
+def test_sizes_read_well() -> None:
+    """Bytes come in powers of ten with a sensible number of digits."""
+    assert [size(count) for count in (12, 3_700_000, 14_140_000_000, 640_000_000_000)] == [
+        "12 B",
+        "3.7 MB",
+        "14.1 GB",
+        "640 GB",
+    ]
