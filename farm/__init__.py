@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         JobGone,
         JobNotFound,
         JobNotSucceeded,
+        PromptTooLong,
         ServerFull,
         ServerUnreachable,
     )
@@ -47,6 +48,7 @@ _HOMES = {
         "JobGone",
         "JobNotFound",
         "JobNotSucceeded",
+        "PromptTooLong",
         "ServerFull",
         "ServerUnreachable",
     ),
@@ -73,6 +75,7 @@ __all__ = [
     "JobNotSucceeded",
     "JobState",
     "JobView",
+    "PromptTooLong",
     "Request",
     "ServerFull",
     "ServerUnreachable",

@@ -107,13 +107,12 @@ class AsyncFarm:
         cls, settings: Settings | None = None, *, workers: int = 1, ready_s: float = 120.0
     ) -> AsyncGenerator[Self, None]:
         """A farm on this machine for as long as the block lasts; see ``Farm.local``."""
-        stack = Farm.local(settings, workers=workers, ready_s=ready_s)
-        sync = await asyncio.to_thread(stack.__enter__)
+        sync = await asyncio.to_thread(partial(Farm.local, settings, workers=workers, ready_s=ready_s))
         try:
             async with cls(sync.settings) as farm:
                 yield farm
         finally:
-            await asyncio.to_thread(stack.__exit__, None, None, None)
+            await asyncio.to_thread(sync.close)
 
     async def submit(
         self, prompt: str | Sequence[int], *, idempotency_key: str | None = None, **params: Unpack[Params]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -117,32 +117,28 @@ class Farm:
         self.ledger = Jobs(self.settings)
         self.reader = Reader(self.ledger)
         self.prompts = PromptCheck(self.ledger)
+        self._owned = ExitStack()
 
     @classmethod
-    @contextmanager
-    def local(
-        cls, settings: Settings | None = None, *, workers: int = 1, ready_s: float = 120.0
-    ) -> Generator[Self, None, None]:
-        """A farm on this machine for as long as the block lasts; the local farm that runs already, if one does.
+    def local(cls, settings: Settings | None = None, *, workers: int = 1, ready_s: float = 120.0) -> Self:
+        """Start a farm on this machine, which ``close`` stops; or join the local farm that runs already.
 
         Whatever server the settings name is left alone. ready_s: how long its workers may take to load.
         Raises SettingsError, ServerMissing, StackFailed.
         """
         settings = with_url(settings or load_settings(), None)
         if running_farm(settings) is not None:
-            with cls(settings) as farm:
-                yield farm
-            return
+            return cls(settings)
         from farm.local.stack import Stack  # pulls in what only an embedded farm needs
 
         stack = Stack(settings, workers=workers, flower=False)
-        try:
+        with ExitStack() as undo:
+            undo.callback(stack.stop)
             stack.start()
             stack.wait_ready(ready_s)
-            with cls(with_url(settings, stack.redis_url)) as farm:
-                yield farm
-        finally:
-            stack.stop()
+            farm = cls(with_url(settings, stack.redis_url))
+            farm._owned = undo.pop_all()
+        return farm
 
     def submit(
         self, prompt: str | Sequence[int], *, idempotency_key: str | None = None, **params: Unpack[Params]
@@ -277,9 +273,13 @@ class Farm:
         return [job.id for job, is_new in zip(submissions, words, strict=True) if is_new], {}
 
     def close(self) -> None:
-        """Let go of connections. Jobs run on; whoever waits for one in another thread gets a FarmError."""
+        """Let go of connections. Jobs run on; whoever waits for one in another thread gets a FarmError.
+
+        A farm that ``local`` started is stopped; what it had accepted goes on when a farm is started there again.
+        """
         self.reader.close()
         self.ledger.client.close()
+        self._owned.close()
 
     def __enter__(self) -> Self:
         return self

@@ -73,7 +73,7 @@ def test_map_answers_endless_prompts_in_order(farm: Farm) -> None:
 
 def test_as_completed_answers_in_the_order_of_ending(farm: Farm) -> None:
     """A short job is delivered before a long one that was submitted first."""
-    long = farm.submit("The goat", max_tokens=64, ignore_eos=True)
+    long = farm.submit("The goat", max_tokens=1500, ignore_eos=True)
     short = farm.submit("The goat", max_tokens=2)
     assert [result.id for result in farm.as_completed([long, short])] == [short.id, long.id]
 
