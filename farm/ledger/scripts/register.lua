@@ -23,7 +23,7 @@ if older and older ~= worker and not had_successor then
   redis.call('PEXPIRE', key_worker(older), 86400000)
 end
 if had_successor then
-  redis.call('DEL', key_worker(worker))
+  redis.call('PERSIST', key_worker(worker))
   redis.call('HSETNX', P .. 'names', name, worker)
 else
   redis.call('HSET', P .. 'names', name, worker)

@@ -182,25 +182,18 @@ class Field:
 
     def dump(self, *, but: Sequence[str] = ()) -> dict[str, Any]:
         """All keys and what they hold, in an order that does not depend on how the server stores them."""
-        found: dict[str, Any] = {}
-        for key in self.client.scan_iter(f"{keys.PREFIX}*", count=10_000):
-            if key.removeprefix(keys.PREFIX) not in but:
-                found[key] = self.read(key)
-        return found
+        scanned = set(self.client.scan_iter(f"{keys.PREFIX}*", count=10_000))
+        found = sorted(key for key in scanned if key.removeprefix(keys.PREFIX) not in but)
+        with self.client.pipeline(transaction=False) as pipe:
+            for key in found:
+                pipe.type(key)
+            for key, kind in zip(found, pipe.execute(), strict=True):
+                _ask(pipe, key, kind)
+            values = pipe.execute()
+        return {key: dict(value) if _is_scored(value) else value for key, value in zip(found, values, strict=True)}
 
     def read(self, key: str) -> Any:
-        kind = self.client.type(key)
-        if kind == "hash":
-            return self.client.hgetall(key)
-        if kind == "list":
-            return self.client.lrange(key, 0, -1)
-        if kind == "set":
-            return self.client.smembers(key)
-        if kind == "zset":
-            return dict(self.client.zrange(key, 0, -1, withscores=True))
-        if kind == "stream":
-            return self.client.xrange(key)
-        return self.client.get(key)
+        return self.dump().get(key)
 
     def snapshot(self, raw: Any) -> dict[bytes, tuple[int, bytes]]:
         """All keys as the server would save them. ``raw``: a client that decodes nothing."""
@@ -211,6 +204,25 @@ class Field:
         raw.flushall()
         for key, (ttl, value) in saved.items():
             raw.restore(key, ttl, value)
+
+
+def _ask(pipe: Any, key: str, kind: str) -> None:
+    if kind == "hash":
+        pipe.hgetall(key)
+    elif kind == "list":
+        pipe.lrange(key, 0, -1)
+    elif kind == "set":
+        pipe.smembers(key)
+    elif kind == "zset":
+        pipe.zrange(key, 0, -1, withscores=True)
+    elif kind == "stream":
+        pipe.xrange(key)
+    else:
+        pipe.get(key)
+
+
+def _is_scored(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and len(value[0]) == 2 and isinstance(value[0][1], float)
 
 
 def token(index: int, maker: str) -> str:
@@ -235,12 +247,16 @@ def check(field: Field) -> dict[str, dict[str, str]]:
     """Assert what must hold of the ledger at any moment. Returns all jobs' hashes."""
     world = field.dump(but=("events",))
 
+    families: dict[str, dict[str, Any]] = {}
+    for key, value in world.items():
+        name, _, rest = key.removeprefix(keys.PREFIX).partition(":")
+        families.setdefault(name, {})[rest] = value
+
     def get(name: str, empty: Any) -> Any:
-        return world.get(keys.PREFIX + name, empty)
+        return families.get(name, {}).get("", empty)
 
     def family(name: str) -> dict[str, Any]:
-        head = keys.PREFIX + name + ":"
-        return {key.removeprefix(head): value for key, value in world.items() if key.startswith(head)}
+        return families.get(name, {})
 
     jobs = family("job")
     places: dict[str, list[str]] = {job_id: [] for job_id in jobs}

@@ -1,0 +1,42 @@
+"""What the ledger leaves on a server is what farm/keys.py says."""
+
+from __future__ import annotations
+
+import re
+
+from farm import keys
+from tests.integration.ledger.farmhand import Field
+
+
+def test_every_key_on_the_server_is_declared_with_its_type(field: Field) -> None:
+    """After jobs took every path there is, no key is on the server that the list does not have, or of another type."""
+    field.jobs.set_weight("ann", 2)
+    hand = field.worker(capacity=8)
+    for _ in range(3):
+        [poison] = field.submit(tenant="ann", deadline_s=900)
+        for _ in range(3):
+            field.run(hand, poison)
+            hand.release("lost", "engine_lost", [poison])
+    running, retried, cancelled = field.submit(3, deadline_s=900, plain="{}")
+    for job in (running, retried, cancelled):
+        field.run(hand, job)
+        hand.write(job, 1)
+    hand.release("retry", "busy", [retried], wait_s=500)
+    field.jobs.cancel([cancelled])
+    field.later(60_000, silent=True)
+    field.keep()
+    field.submit(30, tenant="ben")
+    hand.beat()
+    field.dispatch()
+    shapes = {re.compile(keys.PREFIX + re.sub(r"<[a-z]+>", "[^:]+", key.name) + "$"): key for key in keys.KEYS}
+    seen = set()
+    for name in field.client.scan_iter():
+        found = [key for shape, key in shapes.items() if shape.match(name)]
+        assert len(found) == 1, f"{name} is not in the list"
+        assert field.client.type(name) == found[0].type, name
+        seen.add(found[0].name)
+    assert seen >= {key.name for key in keys.KEYS} - UNSEEN
+
+
+# Keys of other parts of the farm, or gone the moment they are used.
+UNSEEN = {"wake", "models"}

@@ -1,0 +1,103 @@
+"""Every script may be sent twice: a lost answer is followed by the same call again, and nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from farm import keys
+from farm.ledger.attempts import Advance, Attempts
+from farm.ledger.scripts import NAMES
+from tests.integration.ledger.farmhand import FACTS, MODEL, Field, Hand, failed, succeeded, token
+
+Deed = Callable[[Field, Hand, str], Any]
+
+# What may differ after a repetition: times of beats and renewals, notifications, and how long a lead lasts.
+MOVING = ("events", "beat", "workers", "running", "leader", "wake")
+
+
+def advance(hand: Hand, job: str, tokens: int) -> Advance:
+    run = hand.runs[job]
+    return Advance(job, run.nonce, 0, [token(index, run.nonce) for index in range(tokens)], prompt_tokens=3)
+
+
+DEEDS: dict[str, Deed] = {
+    "submit": lambda field, _, __: field.jobs.submit([field.place("again", job_id="twice", deadline_s=9)]),
+    "claim": lambda field, hand, _: hand.attempts.claim(_waiting(field).id, _waiting(field).number, "nonce"),
+    "progress": lambda _, hand, job: hand.attempts.progress([advance(hand, job, 5)], 2, draining=True),
+    "finish": lambda _, hand, job: hand.attempts.finish(advance(hand, job, 5), succeeded()),
+    "finish as failed": lambda _, hand, job: hand.attempts.finish(advance(hand, job, 5), failed()),
+    "release drain": lambda _, hand, job: _release(hand, job, "drain", draining=True),
+    "release retry": lambda _, hand, job: _release(hand, job, "retry", wait_s=5),
+    "release lost": lambda _, hand, job: _release(hand, job, "lost"),
+    "cancel": lambda field, _, job: field.jobs.cancel([job, _waiting(field).id, "nobody"]),
+    "register": lambda _, hand, __: hand.attempts.register("barn", MODEL, 2, "model", FACTS),
+    "register anew": lambda field, _, __: _successor(field).register("barn", MODEL, 2, "model", FACTS),
+    "leave": lambda _, hand, __: hand.attempts.leave(),
+    "upkeep": lambda field, _, __: field.keep(),
+    "upkeep after a lease": lambda field, _, job: _end_lease(field, job),
+    "position": lambda field, _, __: field.jobs.view(_waiting(field).id, with_position=True),
+}
+
+
+def _waiting(field: Field) -> Any:
+    return list(field.mail.values())[-1]
+
+
+def _release(hand: Hand, job: str, kind: Any, **more: Any) -> Any:
+    return hand.attempts.release([(job, hand.runs[job].nonce)], kind, kind, **more)
+
+
+def _end_lease(field: Field, job: str) -> None:
+    if field.state(job) == "running":
+        field.client.zadd(f"{keys.PREFIX}running", {job: 0})
+    field.keep()
+
+
+def _successor(field: Field) -> Attempts:
+    return Attempts(field.jobs, "barn-successor")
+
+
+def steady(field: Field) -> dict[str, Any]:
+    """All that the server holds, but for what moves with the clock."""
+    world = field.dump(but=MOVING)
+    for key in world:
+        if key.startswith(f"{keys.PREFIX}rate:"):
+            world[key] = {"per_s": world[key]["per_s"]}
+    return world
+
+
+def test_every_script_is_repeated_here() -> None:
+    """No script is left out. dispatch chooses more each time, within the room there is: see the tests of capacity."""
+    assert {name.split()[0] for name in DEEDS} | {"dispatch"} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", DEEDS)
+def test_a_script_sent_twice_leaves_the_same_state(field: Field, name: str) -> None:
+    """All keys hold after the second call what they held after the first."""
+    jobs = field.submit(4, deadline_s=60)
+    hand = field.worker("barn", 2)
+    field.run(hand, jobs[0])
+    hand.write(jobs[0], 2)
+    field.keep()
+    if name == "upkeep":
+        field.later(2500)
+        field.worker("mill")
+    DEEDS[name](field, hand, jobs[0])
+    once = steady(field)
+    for _ in range(2):
+        DEEDS[name](field, hand, jobs[0])
+        assert steady(field) == once
+
+
+def test_a_dispatch_whose_answer_is_lost_loses_no_job(field: Field) -> None:
+    """Jobs chosen in an answer that nobody got are published again after the time that a claim may take."""
+    jobs = field.submit(3)
+    hand = field.worker("barn", 1)
+    field.dispatch()
+    field.mail.clear()
+    field.later(2001)
+    hand.beat()
+    assert {message.id for message in field.keep().messages} == set(jobs)

@@ -1,0 +1,103 @@
+"""The list of keys and the scripts that build their names agree."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+import pytest
+
+from farm import keys
+from farm.ledger import scripts
+
+pytestmark = pytest.mark.fast
+
+TYPES = {
+    **dict.fromkeys(("HGET", "HSET", "HMGET", "HSETNX", "HINCRBY", "HDEL", "HEXISTS"), "hash"),
+    **dict.fromkeys(("LRANGE", "RPUSH", "LLEN", "LTRIM"), "list"),
+    **dict.fromkeys(("ZADD", "ZREM", "ZRANGE", "ZSCORE", "ZCARD", "ZRANGEBYSCORE", "ZRANK"), "zset"),
+    **dict.fromkeys(("SADD", "SREM", "SCARD", "SMEMBERS", "SRANDMEMBER"), "set"),
+    **dict.fromkeys(("GET", "SET", "INCRBY", "DECRBY"), "string"),
+    **dict.fromkeys(("XADD",), "stream"),
+}
+DECLARED = {key.name.split(":")[0]: key for key in keys.KEYS}
+BUILDERS = {"key_job": "job", "key_out": "out", "key_history": "history", "key_queue": "queue", "key_lanes": "lanes"}
+BUILDERS |= {"key_worker": "worker", "key_held": "held"}
+
+
+def lua(name: str) -> str:
+    return (resources.files(scripts) / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def touched(name: str) -> set[str]:
+    """The keys that the head of a script lists."""
+    head = re.search(r"-- Touches: (.*?)\.\n(?!--   )", lua(name), re.DOTALL)
+    assert head, f"{name}.lua lists no keys"
+    words = re.sub(r"\s*\n--\s*", " ", head[1]).split(",")
+    return {word.strip().rstrip(":") for word in words if not word.strip().startswith(("and ", "what "))}
+
+
+@pytest.mark.parametrize("name", [*scripts.NAMES, "common"])
+def test_every_key_that_a_script_builds_is_declared(name: str) -> None:
+    """A name after the prefix in Lua is a declared key, with a colon exactly if its name has parts that vary."""
+    found = re.findall(r"P \.\. '([a-z_]+)(:?)", lua(name))
+    for word, colon in found:
+        assert word in DECLARED, f"{name}.lua builds {word}, which farm/keys.py does not list"
+        assert bool(colon) == (":" in DECLARED[word].name)
+
+
+@pytest.mark.parametrize("name", [*scripts.NAMES, "common"])
+def test_commands_fit_the_types_declared(name: str) -> None:
+    """A script uses hash commands on hashes, list commands on lists, and so on."""
+    calls = re.findall(r"redis\.call\('([A-Z]+)', (?:P \.\. '([a-z_]+)|(key_[a-z]+))", lua(name))
+    for command, word, builder in calls:
+        if command in TYPES:
+            assert DECLARED[word or BUILDERS[builder]].type == TYPES[command], f"{name}.lua: {command} {word}{builder}"
+
+
+@pytest.mark.parametrize("name", scripts.NAMES)
+def test_heads_list_declared_keys(name: str) -> None:
+    """What the head of a script says it touches are keys of the list."""
+    assert touched(name) <= set(DECLARED), touched(name) - set(DECLARED)
+
+
+@pytest.mark.parametrize("name", scripts.NAMES)
+def test_heads_list_all_that_a_script_touches_itself(name: str) -> None:
+    """A script names no key in its own body that its head leaves out."""
+    text = lua(name)
+    body = "\n".join(line.partition("--")[0] for line in text.splitlines())
+    own = set(re.findall(r"P \.\. '([a-z_]+)", body)) | {BUILDERS[b] for b in re.findall(r"(key_[a-z]+)\(", body)}
+    inherits = "what a" in text
+    assert own <= touched(name) | ({"job", "out", "history", "totals", "counts"} if inherits else set())
+
+
+def test_helpers_spell_the_names_of_the_list() -> None:
+    """The functions and constants of farm/keys.py make names that are in its list."""
+    made = [
+        keys.job("x"),
+        keys.out("x"),
+        keys.history("x"),
+        keys.worker("x"),
+        keys.held("x"),
+        keys.counts("m"),
+        keys.queue("m", "p", "t"),
+        keys.lanes("m", "p"),
+    ]
+    made += [value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)]
+    shapes = [re.compile(re.sub(r"<[a-z]+>", "[^:]+", re.escape(keys.PREFIX) + key.name) + "$") for key in keys.KEYS]
+    for name in made:
+        assert name == keys.PREFIX or any(shape.match(name) for shape in shapes), name
+
+
+def test_all_keys_share_one_hash_tag() -> None:
+    """One tag keeps all keys on one node of a cluster, so that a script may touch any of them."""
+    assert re.fullmatch(r"\{[a-z]+\}:", keys.PREFIX)
+    assert len({key.name for key in keys.KEYS}) == len(keys.KEYS)
+
+
+def test_scripts_read_no_clock_but_the_servers() -> None:
+    """Only the shared part asks for the time, and it asks the server."""
+    for name in scripts.NAMES:
+        assert "'TIME'" not in lua(name)
+        assert "os.time" not in lua(name)
+    assert lua("common").count("'TIME'") == 1
