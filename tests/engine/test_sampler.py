@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workers.engine.draw import Cut, draw, top
 from workers.engine.protocol import SamplingParams
 from workers.engine.sampler import sample, uniform
 from workers.engine.sequence import Sequence
@@ -61,6 +62,15 @@ def test_temperature_0_takes_the_likeliest() -> None:
 def test_the_draw_is_a_number_between_0_and_1(seed: int, index: int) -> None:
     """Never the ends, so that an impossible token is never drawn."""
     assert 0 < uniform(seed, index) < 1
+
+
+@pytest.mark.parametrize("point", [2.0**-53, 0.5, 1 - 2.0**-53])
+@pytest.mark.parametrize("cut", [Cut(1.0), Cut(1.0, top_k=5), Cut(1.0, top_p=0.99)])
+def test_no_point_draws_a_token_that_is_ruled_out(point: float, cut: Cut) -> None:
+    """Also at the very ends of the distribution, where tokens of probability 0 lie."""
+    row = torch.full((1, 200), -math.inf)
+    row[0, 70:80] = 1.0
+    assert 70 <= draw(row, [cut], [point])[0] < 80
 
 
 def test_draws_of_neighbouring_seeds_and_tokens_are_spread_evenly() -> None:
@@ -119,6 +129,33 @@ def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
     """However small the number, the draw is the likeliest token and never NaN."""
     row = logits(seed=3)[0]
     assert set(drawn(row, draws=20, temperature=temperature)) == {int(row.argmax())}
+
+
+@pytest.mark.parametrize("vocab", [60, 5000, 70_001])
+def test_the_highest_logits_are_found_without_sorting(vocab: int) -> None:
+    """The short list is that of topk over the whole row, whatever the size of the vocabulary."""
+    rows = logits(seed=5, rows=3, vocab=vocab)
+    values, ids = top(rows, 50)
+    assert values.tolist() == rows.topk(50).values.tolist()
+    assert rows.gather(1, ids).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"top_p": 0.97}, {"top_k": 3000}, {"top_k": 3000, "top_p": 0.9}, {"top_k": 900}]
+)
+def test_a_large_vocabulary_is_cut_and_drawn_alike(params: dict[str, Any]) -> None:
+    """Draws from 40,000 tokens stay within what a sort would keep, and spread over it."""
+    row = logits(seed=6, spread=2.0, vocab=40_001)[0]
+    kept = set(row.topk(params.get("top_k", 40_001)).indices.tolist())
+    masked = torch.full_like(row, -math.inf)
+    masked[list(kept)] = row[list(kept)]
+    kept &= nucleus(masked, params.get("top_p", 1.0))
+    counts = drawn(row, draws=600, **params)
+    assert set(counts) <= kept
+    expected = float(masked.softmax(-1)[:20_000].sum())
+    if "top_p" not in params:
+        assert abs(sum(n for token, n in counts.items() if token < 20_000) / 600 - expected) < 0.08
+    assert len(counts) > 250
 
 
 def test_temperature_flattens_before_top_p_cuts() -> None:
