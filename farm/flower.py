@@ -6,8 +6,10 @@ from Flower's own FLOWER_BASIC_AUTH, or FLOWER_AUTH with FLOWER_AUTH_PROVIDER.
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +32,22 @@ def check_exposure(settings: FlowerSettings, environ: Mapping[str, str]) -> None
         )
 
 
+def check_start(settings: FlowerSettings) -> None:
+    """Raise SettingsError when Flower is not installed or another program has its port."""
+    if importlib.util.find_spec("flower") is None:
+        raise SettingsError("Flower is not installed: pip install 'bloomfarm[flower]'")
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise SettingsError(
+                f"{settings.host}:{settings.port} can't be used ({error.strerror}); choose another with --port or "
+                "FARM_FLOWER__PORT"
+            ) from None
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
     try:
@@ -39,8 +57,9 @@ def is_loopback(host: str) -> bool:
 
 
 def arguments(settings: Settings) -> list[str]:
-    """Flower's command line: nothing secret."""
+    """Flower's command line: nothing secret. Quiet, for its banner lists every task that Celery brings."""
     return [
+        "--quiet",
         "flower",
         f"--conf={Path(flower_config.__file__)}",
         f"--address={settings.flower.host}",
@@ -54,6 +73,7 @@ def main() -> None:
     try:
         settings = discover(load_settings())
         check_exposure(settings.flower, os.environ)
+        check_start(settings.flower)
         app = make_app(settings)
     except FarmError as error:
         sys.exit(f"farm flower: {error}")

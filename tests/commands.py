@@ -67,7 +67,7 @@ class Up:
     ready: dict[str, Any]
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """What leads other commands to it."""
         return {"LOCAL__STATE_DIR": self.state_dir}
 

@@ -28,6 +28,7 @@ from farm.cli.options import (
 from farm.cli.output import duration, emit, note
 from farm.cli.progress import shown
 from farm.client import Farm
+from farm.errors import InvalidRequest
 
 app = commands()
 
@@ -45,17 +46,7 @@ app = commands()
     ),
 )
 def batch(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="IN.jsonl",
-            help="One request a line; - reads standard input.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            allow_dash=True,
-        ),
-    ],
+    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="One request a line; - reads standard input.")],
     target: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Where answers are appended.", dir_okay=False)
     ],
@@ -79,6 +70,10 @@ def batch(
     line gets an error in its place. The same command again, after whatever happened, skips what is answered and takes
     up jobs that are still in the farm. Fails when a line of this run got no completion.
     """
+    if source != "-" and (not Path(source).exists() or Path(source).is_dir()):
+        raise InvalidRequest(
+            "IN.jsonl", f"{source} is no file; name one with a request a line, or - for standard input"
+        )
     defaults = given(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -96,9 +91,11 @@ def batch(
             def see(report: BatchReport) -> None:
                 nonlocal latest
                 latest = report
-                show(report)
+                show.report(report)
 
-            latest = run_batch(farm, source, target, defaults=defaults, window=window, on_progress=see, on_notice=note)
+            latest = run_batch(
+                farm, source, target, defaults=defaults, window=window, on_progress=see, on_notice=show.say
+            )
     except KeyboardInterrupt:
         note(f"stopped with {latest.done:,} done; the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None

@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -65,24 +65,16 @@ def demo(
     """
     settings, prompts = load_settings(), prompts_file()
     try:
-        with _farm(settings, workers, as_json) as (stack, its_settings), tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "completions.jsonl"
-            with Farm(its_settings) as farm, shown(is_quiet=as_json) as show:
-                if stack is None and not overview(farm.ledger).live_slots(settings.model.name):
-                    raise DemoMissing(
-                        f"no worker serves {settings.model.name} at {farm.ledger.where}; start one: farm worker"
-                    )
-                if not as_json:
-                    note(f"{prompts.name}: {sum(1 for _ in prompts.open())} prompts through {settings.model.name}")
-                report = run_batch(farm, prompts, target, run_id=folder, on_progress=show, on_notice=note)
-            pairs = list(_pairs(prompts, target))
+        with _farm(settings, workers, as_json) as (stack, its_settings):
+            report, pairs = _answer(its_settings, prompts, stack is not None, as_json)
             if as_json:
                 emit(_as_json(report, pairs, stack))
             else:
                 _show(report, pairs)
                 _show_next(stack, keep)
             if keep and stack is not None:
-                stack.wait()
+                with suppress(KeyboardInterrupt):  # how it is meant to end
+                    stack.wait()
             if stack is not None and not as_json:
                 note("stopping the farm")
     except KeyboardInterrupt:
@@ -114,6 +106,21 @@ def _farm(settings: Settings, workers: int, as_json: bool) -> Iterator[tuple[Sta
             if not wait_ready(stack):
                 raise KeyboardInterrupt
             yield stack, stack.farm_settings
+
+
+def _answer(settings: Settings, prompts: Path, is_own: bool, as_json: bool) -> tuple[BatchReport, list[Pair]]:
+    """Run the prompts as ``farm batch`` would."""
+    model = settings.model.name
+    with Farm(settings) as farm, tempfile.TemporaryDirectory() as folder:
+        if not is_own and not overview(farm.ledger).live_slots(model):
+            raise DemoMissing(f"no worker serves {model} at {farm.ledger.where}; start one: farm worker")
+        if not as_json:
+            note(f"{prompts.name}: {len(prompts.read_bytes().splitlines())} prompts through {model}")
+        target = Path(folder) / "completions.jsonl"
+        with shown(is_quiet=as_json) as show:
+            # An id of its own: the demo answers anew, however often it is run on one farm.
+            report = run_batch(farm, prompts, target, run_id=folder, on_progress=show.report, on_notice=show.say)
+        return report, list(_pairs(prompts, target))
 
 
 def _pairs(prompts: Path, answers: Path) -> Iterator[Pair]:

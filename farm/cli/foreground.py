@@ -17,7 +17,7 @@ from farm.local.supervisor import Event
 
 @contextmanager
 def run_stack(stack: Stack, *, interrupts: bool = False) -> Iterator[Stack]:
-    """Start a stack and stop it at the end; Ctrl-C and SIGTERM ask it to stop, and again to hurry.
+    """Start a stack and stop it at the end; Ctrl-C, SIGTERM and a closed terminal ask it to stop, and again to hurry.
 
     interrupts: have the first of them raise KeyboardInterrupt as well, for work that does not wait on the stack.
     """
@@ -28,7 +28,11 @@ def run_stack(stack: Stack, *, interrupts: bool = False) -> Iterator[Stack]:
         if interrupts and is_first:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, ask)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
+    }
     try:
         with stack:
             yield stack

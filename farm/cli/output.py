@@ -44,7 +44,7 @@ def printable(text: str) -> str:
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """A table with room between the columns and no lines; the columns in ``right`` hold numbers."""
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left")
     return made

@@ -11,7 +11,7 @@ import typer
 
 from farm.cli.help import Command, commands, examples
 from farm.cli.options import Json, given, reachable_settings
-from farm.flower import check_exposure
+from farm.flower import check_exposure, check_start
 from farm.local.environ import child_environ, with_values
 from farm.settings import Settings
 
@@ -80,9 +80,9 @@ def flower(
 
     A task's UUID is its job's id. Prompts and completions are on none of its pages.
     """
-    settings = reachable_settings()
-    settings = with_values(settings, flower=given(host=host, port=port))
+    settings = with_values(reachable_settings(), flower=given(host=host, port=port))
     check_exposure(settings.flower, os.environ)
+    check_start(settings.flower)
     if not as_json:
         sys.stdout.write(f"Flower: http://{settings.flower.host}:{settings.flower.port}   (Ctrl-C stops it)\n")
         sys.stdout.flush()

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -55,12 +56,20 @@ def words(report: BatchReport, pace: Pace) -> str:
     return " · ".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What ``run_batch`` calls: ``report`` with how far it is, ``say`` with a line that must not tear the bar."""
+
+    report: Callable[[BatchReport], None]
+    say: Callable[[str], None]
+
+
 @contextmanager
-def shown(*, is_quiet: bool = False) -> Iterator[Callable[[BatchReport], None]]:
-    """A callback for ``run_batch`` that shows its reports."""
+def shown(*, is_quiet: bool = False) -> Iterator[Shown]:
+    """Show a batch for as long as the block lasts. is_quiet: only what must be said."""
     pace = Pace()
     if is_quiet:
-        yield pace.see
+        yield Shown(pace.see, note)
     elif sys.stderr.isatty():
         with _bar() as bar:
             task = bar.add_task("", total=None, words="")
@@ -69,9 +78,9 @@ def shown(*, is_quiet: bool = False) -> Iterator[Callable[[BatchReport], None]]:
                 pace.see(report)
                 bar.update(task, total=report.total, completed=report.done, words=words(report, pace))
 
-            yield move
+            yield Shown(move, lambda text: bar.console.print(text, style="dim", markup=False))
     else:
-        yield _Lines(pace)
+        yield Shown(_Lines(pace), note)
 
 
 class _Lines:

@@ -34,7 +34,8 @@ def status(
 ) -> None:
     """Show how the farm stands, or one job.
 
-    The farm: jobs by model and priority, workers, totals. A job: state, place in line, times, text and every attempt.
+    The farm: jobs by model and priority, workers, totals. Queued jobs may be delayed (until a retry) or sent (their
+    messages are out). A job: state, place in line, times, text and every attempt.
     """
     jobs = Jobs(reachable_settings())
     try:
@@ -69,11 +70,12 @@ def _show_farm(seen: Overview, where: str) -> None:
 
 
 def _loads(models: list[ModelLoad]) -> object:
-    numbers = ("queued", *PRIORITIES, "delayed", "running", "slots", "jobs/s")
+    numbers = ("queued", *PRIORITIES, "delayed", "sent", "running", "slots", "jobs/s")
     shown = table("model", *numbers, right=numbers)
     for load in models:
         queued = sum(load.queued.values()) + load.delayed + load.dispatched
-        cells = [queued, *(load.queued[priority] for priority in PRIORITIES), load.delayed, load.running, load.slots]
+        levels = [load.queued[priority] for priority in PRIORITIES]
+        cells = [queued, *levels, load.delayed, load.dispatched, load.running, load.slots]
         shown.add_row(load.model, *(f"{cell:,}" for cell in cells), f"{load.per_s:.1f}")
     return shown
 

@@ -243,7 +243,8 @@ class Stack:
         supervisor = self._supervisor
         if event.kind == "restarted" and supervisor is not None and supervisor.is_settled:
             self._write_note()  # Flower may have another port
-        self._on_event(event)
+        with contextlib.suppress(OSError):  # a closed terminal is no reason to stop watching
+            self._on_event(event)
 
     def _write_note(self) -> None:
         self.folder.write_note(

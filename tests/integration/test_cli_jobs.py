@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +11,7 @@ import redis
 
 from farm.ledger.jobs import Jobs
 from farm.settings import Settings, load_settings
-from tests.commands import Said, farm
+from tests.commands import FARM, Said, environ, farm
 from tests.conftest import wait_until
 from tests.farmhand import QUICK_KEEPER, QUICK_LEASE, Farmhand, text_of
 
@@ -104,6 +106,25 @@ def test_a_wait_with_an_end(quick: Settings, client: redis.Redis) -> None:
     assert said.json["state"] == "queued"
     assert "no worker serves tiny-bloom" in said.err
     assert "runs on" in said.err
+
+
+def test_whoever_stops_waiting_is_told_how_to_go_on(quick: Settings) -> None:
+    """Ctrl-C ends the wait, not the job, and says where to find it."""
+    assert quick.redis.url is not None
+    with Farmhand(quick, tokens_per_beat=0) as hand:
+        process = subprocess.Popen(
+            [*FARM, "submit", "A goat"],
+            env=environ(REDIS__URL=quick.redis.url.get_secret_value()),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: hand.claims, why="the job to run")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (130, "")
+        assert f"farm status {hand.claims[0]}" in err
+        assert _farm(quick, "status", hand.claims[0], "--json").json["state"] == "running"
 
 
 def test_a_failed_job_is_a_failed_command(quick: Settings) -> None:

@@ -139,6 +139,16 @@ def test_nothing_outlives_a_killed_up(tmp_path: Path) -> None:
         assert _end(second, job_id)["state"] == "succeeded"
 
 
+def test_a_second_interrupt_does_not_wait(up: Up) -> None:
+    """A worker that hangs can't hold up somebody in a hurry: the second Ctrl-C ends everything."""
+    family = up.family()
+    os.kill(up.ready["pids"]["local-1"], signal.SIGSTOP)
+    up.process.send_signal(signal.SIGINT)
+    wait_until(lambda: not (up.state_dir / "farm.json").exists(), why="the stop to begin")
+    assert up.interrupt() == 0
+    wait_until_gone(family)
+
+
 def test_a_refused_model_ends_up(tmp_path: Path) -> None:
     """A model that can't be served is no reason to try again: its reason is shown, and nothing is left running."""
     before = set(psutil.Process().children(recursive=True))
