@@ -25,7 +25,17 @@ Text = Annotated[str, Field(max_length=512)]
 MAX_STOPS = 4
 MAX_METADATA = 16
 MAX_PROMPT_CHARS = 4_000_000
-SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+HALF_PAIR = "holds half a surrogate pair, which is no text; repair it"
+_WANTED = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "list_type": "a list",
+    "dict_type": "pairs of strings",
+}
 
 
 class JobState(StrEnum):
@@ -116,7 +126,7 @@ class Request(BaseModel):
             try:
                 self.prompt.encode()
             except UnicodeEncodeError:
-                raise InvalidRequest("prompt", "holds half a surrogate pair, which is no text; repair it") from None
+                raise InvalidRequest("prompt", HALF_PAIR) from None
         if self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 "min_tokens", f"{self.min_tokens} is above max_tokens, {self.max_tokens}; lower it or raise max_tokens"
@@ -134,7 +144,10 @@ class Request(BaseModel):
 
 def parse_request(values: Mapping[str, Any]) -> Request:
     """Check a caller's values. Raises InvalidRequest naming field, value, limit and remedy, never the prompt."""
-    if "prompt" not in values or values["prompt"] is None:
+    for name in values:
+        if name not in Request.model_fields:
+            raise InvalidRequest(_short(name), f"is not a field of a request{nearest(str(name), Request.model_fields)}")
+    if values.get("prompt") is None:
         raise InvalidRequest("prompt", "is missing; give some text or a list of token ids")
     try:
         return Request.model_validate(dict(values))
@@ -146,25 +159,35 @@ def _explain(error: ValidationError) -> InvalidRequest:
     """Turn pydantic's first complaint into ours."""
     first = error.errors(include_url=False)[0]
     name, kind, limits = str(first["loc"][0]), first["type"], first.get("ctx", {})
-    if kind == "extra_forbidden":
-        return InvalidRequest(name, f"is not a field of a request{nearest(name, Request.model_fields)}")
     if name == "prompt":
         return InvalidRequest(name, "must be text or a list of token ids, each 0 or more")
-    value = repr(first["input"])
-    value = value if len(value) <= 60 else value[:57] + "..."
-    if kind in {"too_long", "dict_too_long"}:
-        return InvalidRequest(
-            name, f"{limits['actual_length']} are too many; at most {limits['max_length']} are allowed"
-        )
+    given = first["input"]
+    value = _short(repr(given))
+    if kind == "string_unicode":
+        return InvalidRequest(name, HALF_PAIR)
+    if kind == "too_long":
+        return InvalidRequest(name, f"{len(given)} are too many; at most {limits['max_length']} are allowed")
+    if kind == "string_too_long":
+        return InvalidRequest(name, f"{value} has {len(given)} characters; at most {limits['max_length']} are allowed")
+    if kind == "string_too_short":
+        return InvalidRequest(name, f"{value} is too short; give at least {limits['min_length']} character")
     if kind == "literal_error":
         return InvalidRequest(name, f"{value} is unknown; choose one of {limits['expected'].replace(chr(39), '')}")
     bounds = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
     if kind in bounds:
         words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
         limit = limits[bounds[kind]]
-        return InvalidRequest(name, f"{value} is out of range; give {words[bounds[kind]]} {limit}")
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return InvalidRequest(name, f"{value} is of the wrong kind; give {expected}")
+        return InvalidRequest(name, f"{_plain(given)} is out of range; give {words[bounds[kind]]} {_plain(limit)}")
+    return InvalidRequest(name, f"{value} is of the wrong kind; give {_WANTED.get(kind, 'another value')}")
+
+
+def _short(text: object) -> str:
+    return str(text) if len(str(text)) <= 60 else str(text)[:57] + "..."
+
+
+def _plain(number: float) -> str:
+    """A number as people write it: 0 for 0.0, 1.5 for 1.5."""
+    return str(int(number)) if float(number).is_integer() else str(number)
 
 
 @dataclass(frozen=True, slots=True)

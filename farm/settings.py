@@ -15,17 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farm.contracts import SAFE_NAME, model_name
-from farm.errors import SettingsError, nearest
+from farm.errors import InvalidRequest, SettingsError, nearest
 
 PREFIX = "FARM_"
 # What Kubernetes injects for a Service called farm-<something>.
 _SERVICE_LINK = re.compile(
-    r"^FARM_[A-Z0-9_]*?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP)(_[A-Z]+)?)?)$"
+    r"^FARM_(?!.*__)[A-Z0-9_]*?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP)(_[A-Z]+)?)?)$"
 )
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RedisSettings(_Group):
@@ -207,6 +207,10 @@ class Settings(BaseSettings):
         _require(
             bool(SAFE_NAME.match(self.client.tenant)), "FARM_CLIENT__TENANT: use letters, digits, '.', '_' and '-'"
         )
+        try:
+            model_name(self.model.id)
+        except InvalidRequest as error:
+            raise ValueError(f"FARM_MODEL__ID: {error.problem}") from None
         return self
 
 
@@ -216,19 +220,44 @@ def _require(holds: bool, rule: str) -> None:
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **groups: Any) -> Settings:
-    """Read the environment; ``groups`` override it, as ``redis={"url": …}``.
+    """Read the environment, or ``environ`` in its place; ``groups`` override it, as ``redis={"url": …}``.
 
     Raises SettingsError for a name that no group has, a value out of range, or values that contradict each other.
     """
     check_names(os.environ if environ is None else environ)
     try:
-        return Settings(**groups)
+        if environ is None:
+            return Settings(**groups)
+        return Settings(_env_prefix="NOT_READ_", **_overridden(_grouped(environ), groups))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = PREFIX + "__".join(str(part).upper() for part in first["loc"])
-        problem = first["msg"].removeprefix("Value error, ")
-        message = problem if not first["loc"] else f"{name}: {problem}"
-        raise SettingsError(message) from None
+        raise SettingsError(_problem(error)) from None
+
+
+def _grouped(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The settings in a mapping, as ``{"redis": {"url": …}}``."""
+    known, found = set(setting_names()), dict[str, dict[str, Any]]()
+    for name, value in environ.items():
+        if name.upper() in known:
+            group, _, field = name.lower().removeprefix(PREFIX.lower()).partition("__")
+            found.setdefault(group, {})[field] = value
+    return found
+
+
+def _overridden(found: dict[str, dict[str, Any]], groups: Mapping[str, Any]) -> dict[str, Any]:
+    return {**found, **{name: {**found.get(name, {}), **dict(group)} for name, group in groups.items()}}
+
+
+def _problem(error: ValidationError) -> str:
+    """Pydantic's first complaint, by the setting's name; the values of settings that may hold a password stay out."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return first["msg"].removeprefix("Value error, ")
+    name = PREFIX + "__".join(str(part).upper() for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{name} is not a setting{nearest(name, setting_names())}"
+    value = "its value" if name.endswith("__URL") else repr(first["input"])
+    wanted = first["msg"].removeprefix("Input should be ").split(", unable")[0]
+    return f"{name}: {value} is no good; give {wanted.removeprefix('a valid ')}"
 
 
 def setting_names() -> list[str]:
