@@ -183,7 +183,9 @@ def test_a_bad_request_is_wrong_usage(quick: Settings, client: redis.Redis) -> N
     del client
     said = _farm(quick, "submit", "A goat", "--top-p", 3)
     assert said.code == 2
-    assert said.err == "farm: top_p: 3.0 is out of range; give at most 1.0\n"
+    assert said.err.startswith("farm: top_p: 3")
+    assert "out of range; give at most 1" in said.err
+    assert said.err.count("\n") == 1
     assert _farm(quick, "submit", "A goat", "--stream", "--no-wait").code == 2
 
 
