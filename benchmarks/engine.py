@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +22,7 @@ import torch
 from transformers import BloomForCausalLM
 from transformers.utils import logging
 
+from benchmarks.report import commit, machine
 from benchmarks.workload import BENCHMARK, Item, requests, save_bloom
 from farm.settings import EngineSettings, ModelSettings
 from workers.engine.bloom import Bloom
@@ -134,14 +132,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         },
         "dtype": "float32",
         "threads": options.threads,
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-        },
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "machine": {**machine(), "torch": torch.__version__},
+        "commit": commit(),
     }
 
 
