@@ -7,7 +7,7 @@ import warnings
 from importlib import import_module
 
 from celery.bin.celery import celery
-from celery.platforms import SecurityWarning
+from celery.exceptions import SecurityWarning
 
 from farm.errors import FarmError
 from workers.exits import EXIT_REFUSED

@@ -92,7 +92,7 @@ class Host:
 
     def _refused(self, message: str) -> None:
         log.error("model_refused", error=message)
-        celery_state.should_stop = EXIT_REFUSED
+        setattr(celery_state, "should_stop", EXIT_REFUSED)  # noqa: B010 (its stub says that it is always None)
 
     def _beat_without_engine(self) -> None:
         known = False

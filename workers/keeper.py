@@ -89,7 +89,8 @@ class Keeper:
         if not messages:
             return
         task = self._app.tasks[TASK]
-        with self._app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=256):
+        pool: Any = self._app.producer_pool  # its stubs lack batch
+        with pool.acquire(block=True) as producer, producer.batch(max_size=256):
             for message in messages:
                 task.apply_async(producer=producer, **_envelope(message))
 

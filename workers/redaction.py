@@ -25,13 +25,13 @@ class QuietRequest(Request):
 
     @property
     def argsrepr(self) -> str:
-        return f"<{len(self._args)} arguments>" if self._args else "()"
+        return f"<{len(self.args)} arguments>" if self.args else "()"
 
     @property
     def kwargsrepr(self) -> str:
-        return str(shown(self._kwargs))
+        return str(shown(self.kwargs))
 
-    def info(self, safe: bool = True) -> dict[str, Any]:
+    def info(self, safe: bool = True) -> Any:
         """What ``celery inspect`` shows; never the arguments, even when asked for more than the safe part."""
         del safe
         return {**super().info(safe=True), "args": self.argsrepr, "kwargs": self.kwargsrepr}

@@ -257,8 +257,10 @@ class Runner:
             error = JobError(final.code, final.message)
             outcome = Outcome(JobState.FAILED, None, "", self._ready.fingerprint, error)
         else:
-            state = JobState.EXPIRED if final.reason == "expired" else JobState.SUCCEEDED
-            outcome = Outcome(state, final.reason, final.tail, self._ready.fingerprint)
+            is_late = final.reason == "expired"
+            outcome = Outcome(
+                JobState.EXPIRED if is_late else JobState.SUCCEEDED, final.reason, final.tail, self._ready.fingerprint
+            )
         while True:
             if len(running.entries) - running.flushed > ENTRIES_PER_CALL:
                 self._patiently(self._flush)

@@ -105,7 +105,7 @@ def _report(host: Host, task: Task[Any, Any], claim: Claim, ending: Ending) -> P
         return _stored_outcome(host, task, claim.id)
     if ending.state is JobState.SUCCEEDED:
         return None
-    raise _unsuccessful(task, ending.state or _state_now(host, claim.id), ending.error)
+    raise _unsuccessful(task, claim.id, ending.state or _state_now(host, claim.id), ending.error)
 
 
 def _stored_outcome(host: Host, task: Task[Any, Any], job_id: str) -> PlainResult:
@@ -115,15 +115,15 @@ def _stored_outcome(host: Host, task: Task[Any, Any], job_id: str) -> PlainResul
         raise Ignore
     if view.state is JobState.SUCCEEDED:
         return PlainResult(plain_body(view))
-    raise _unsuccessful(task, view.state, view.error)
+    raise _unsuccessful(task, job_id, view.state, view.error)
 
 
-def _unsuccessful(task: Task[Any, Any], state: JobState | None, error: JobError | None) -> Exception:
+def _unsuccessful(task: Task[Any, Any], job_id: str, state: JobState | None, error: JobError | None) -> Exception:
     """What to raise for a job that ended without a completion."""
     if state is JobState.CANCELLED:
         task.send_event("task-revoked", terminated=True, signum=None, expired=False)
         if not task.request.ignore_result:
-            task.backend.mark_as_revoked(task.request.id, "cancelled", request=task.request, store_result=True)
+            task.backend.mark_as_revoked(job_id, "cancelled", request=task.request, store_result=True)
         return Ignore()
     if state is None or not state.is_terminal:
         return Ignore()
