@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,15 @@ def wait_until(condition: Callable[[], object], *, why: str, timeout_s: float = 
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for: {why}"
         pause.wait(0.01)
+
+
+def tool(name: str, package: str) -> Path:
+    """Where a program is. Without it the test skips at home, saying what to install, and fails in CI."""
+    found = shutil.which(name)
+    if found is None:
+        missing = f"{name} is missing: install Debian's package {package}"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    return Path(found)
 
 
 @pytest.fixture(scope="session")

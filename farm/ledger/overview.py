@@ -59,7 +59,7 @@ class Overview:
 
 def overview(jobs: Jobs) -> Overview:
     """Read how the farm stands. Raises ServerUnreachable."""
-    with our_errors(jobs.where), jobs.client.pipeline(transaction=True) as pipe:
+    with our_errors(jobs.where), jobs.client.pipeline(transaction=False) as pipe:
         pipe.time()
         pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
         pipe.hkeys(keys.MODELS)

@@ -49,6 +49,8 @@ class EmbeddedServer:
     """Where its output goes; ``server.log`` beside the data unless given."""
     launcher: tuple[str, ...] = ()
     """A command that runs the server's own in its place, such as ``farm.local.tether``."""
+    binary: Path | None = None
+    """The server program; ``find_binary`` chooses unless given."""
     held_fd: int | None = None
     """A descriptor that the server keeps open as long as it lives: a lock on its data."""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
@@ -69,7 +71,7 @@ class EmbeddedServer:
         log_path = self.log_path or self.folder / "server.log"
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self.launcher, str(find_binary()), "-"],
+                [*self.launcher, str(self.binary or find_binary()), "-"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

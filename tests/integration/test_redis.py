@@ -1,0 +1,73 @@
+"""The farm on the original Redis 7, beside the Valkey that all other tests run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+
+from farm import Farm, InvalidRequest, JobCancelled, ServerFull
+from farm.contracts import JobState
+from farm.ledger.jobs import Jobs
+from farm.local.server import EmbeddedServer
+from farm.settings import load_settings
+from tests.conftest import tool, wait_until
+from tests.workers import WorkerProcess
+
+
+@pytest.fixture(scope="module")
+def redis7(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """Debian's redis-server."""
+    folder = tmp_path_factory.mktemp("redis7")
+    server = EmbeddedServer(folder, binary=tool("redis-server", "redis-server"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def farm(redis7: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    """A farm with one worker on it."""
+    settings = load_settings(redis={"url": redis7.url})
+    worker = WorkerProcess(Jobs(settings), tmp_path_factory.mktemp("worker"), "w1").wait_ready()
+    with Farm(settings) as running:
+        yield running
+    worker.kill()
+    worker.jobs.client.close()
+
+
+def test_answers_streams_and_cancels(farm: Farm) -> None:
+    """Submitting, waiting, streaming, mapping and cancelling work on Redis 7 as on Valkey."""
+    assert len(farm.generate("one", max_tokens=5, timeout=30).token_ids) == 5
+    job = farm.submit("two", max_tokens=20)
+    assert "".join(delta.text for delta in job.stream()) == job.result(30).text
+    assert [len(c.token_ids) for c in farm.map([f"p{i}" for i in range(50)], max_tokens=3)] == [3] * 50
+    endless = farm.submit("three", max_tokens=2000, priority="low")
+    endless.cancel()
+    with pytest.raises(JobCancelled):
+        endless.result(30)
+    with pytest.raises(InvalidRequest):
+        farm.submit("")
+
+
+def test_plain_celery(farm: Farm, redis7: EmbeddedServer) -> None:
+    """A foreign Celery app gets its completion over Redis 7."""
+    app = Celery("unrelated", broker=redis7.url, backend=redis7.url, set_as_current=False)
+    body = app.send_task("farm.generate", kwargs={"prompt": "four", "max_tokens": 3}).get(timeout=30)
+    assert body["state"] == "succeeded"
+    app.close()
+
+
+def test_a_full_server_refuses_new_jobs_and_ends_running_ones(farm: Farm, redis7: EmbeddedServer) -> None:
+    """Out of memory: submitting is refused before anything is written, and what runs is still answered."""
+    client = farm.ledger.client
+    jobs = farm.submit_many([f"q{i}" for i in range(20)], max_tokens=1500)
+    wait_until(lambda: all(job.status().started_at for job in jobs), why="all jobs to run")
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(ServerFull):
+            farm.submit("too much")
+        wait_until(lambda: all(job.status().state is JobState.SUCCEEDED for job in jobs), why="accepted jobs to end")
+    finally:
+        client.config_set("maxmemory", 0)
