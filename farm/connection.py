@@ -66,7 +66,7 @@ def our_errors(where: str) -> Iterator[None]:
     except redis.exceptions.AuthenticationError:
         raise ServerUnreachable(f"Redis at {where} refused the password; check FARM_REDIS__URL") from None
     except redis.exceptions.OutOfMemoryError:
-        raise _full(where) from None
+        raise server_full(where) from None
     except redis.exceptions.InvalidResponse:
         raise ServerUnreachable(f"what answers at {where} is no Redis server; check FARM_REDIS__URL") from None
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
@@ -77,14 +77,17 @@ def our_errors(where: str) -> Iterator[None]:
         # The driver takes the code off the errors that it has a class for, and leaves it on all others.
         code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
         if code == "OOM":
-            raise _full(where) from None
+            raise server_full(where) from None
         if code in UNABLE:
             raise ServerUnreachable(f"Redis at {where} cannot serve now ({_short(error)}); try again") from None
         raise
 
 
-def _full(where: str) -> ServerFull:
-    return ServerFull(f"Redis at {where} is out of memory; wait for jobs to finish or raise its maxmemory")
+def server_full(where: str) -> ServerFull:
+    """The error for a server that can take no more jobs."""
+    return ServerFull(
+        f"Redis at {where} is nearly out of memory; wait for results to be trimmed or raise its maxmemory"
+    )
 
 
 def _short(error: Exception) -> str:

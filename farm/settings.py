@@ -134,6 +134,8 @@ class LimitsSettings(_Group):
     """How many finished jobs are kept; the oldest go first."""
     max_finished_bytes: int = Field(2 << 30, ge=1 << 20)
     """How many bytes of requests and results of finished jobs are kept; the oldest go first."""
+    memory_share: float = Field(0.8, gt=0, le=1)
+    """Share of the server's maxmemory above which new jobs are refused: Celery needs the rest to deliver the others."""
     high_lead_tokens: int = Field(20_000, ge=0)
     """How far priority high lets a tenant run ahead of its fair share; beyond that its jobs count as normal."""
 

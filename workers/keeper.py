@@ -21,6 +21,8 @@ from farm.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+WEIGH_S = 1.0  # how often the server's memory is looked at
+
 
 class Keeper:
     """One keeper and its thread."""
@@ -32,6 +34,7 @@ class Keeper:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self.looked_at = time.monotonic()
+        self._weighed_at = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -75,6 +78,10 @@ class Keeper:
         if done.leases_ended or done.expired or done.republished:
             log.info("upkeep", leases_ended=done.leases_ended, expired=done.expired, republished=done.republished)
         self._publish(done.messages)
+        if done.is_leader and time.monotonic() - self._weighed_at >= WEIGH_S:
+            self._weighed_at = time.monotonic()
+            if self._upkeep.watch_memory():
+                log.warning("server_short_of_memory", server=self._upkeep.jobs.where)
         return done.is_leader
 
     def _dispatch(self) -> None:

@@ -166,10 +166,9 @@ class Attempts:
             len(last.entries),
             *last.entries,
             *fields,
+            durable_ms=self.jobs.durable_ms,
         )
         if answer[0] == "ok":
-            if self.jobs.settings.redis.durability == "fsync":
-                self.jobs.wait_until_durable()
             return None
         if answer[0] == "gap":
             return Kept("gap", int(answer[1]))

@@ -14,7 +14,7 @@ from typing import Any
 import redis
 
 from farm import keys
-from farm.connection import address, connect, our_errors
+from farm.connection import address, connect, our_errors, server_full
 from farm.contracts import (
     SAFE_NAME,
     AttemptRecord,
@@ -25,6 +25,7 @@ from farm.contracts import (
     Timings,
     TokenLogprobs,
     Usage,
+    fingerprint,
     keyed_job_id,
     model_name,
 )
@@ -84,6 +85,8 @@ class Jobs:
         self.client = client or connect(settings.redis)
         self.where = address(settings.redis)
         self.scripts = Scripts(self.client, self.where)
+        # How long a write that must not be lost may take to reach the disk; None: nobody waits for it.
+        self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.durability == "fsync" else None
         self._retention_ms = int(settings.limits.retention_s * 1000)
 
     def place(
@@ -111,7 +114,8 @@ class Jobs:
         """Write jobs; True for each that is new, False where the same job was there already.
 
         Raises IdempotencyConflict if an id is taken by another request (the rest of its call is written all the same),
-        ServerFull, ServerUnreachable (then jobs may or may not be written; submit them again with the same ids).
+        ServerFull (jobs of earlier calls stay), ServerUnreachable (then jobs may or may not be written; submit them
+        again with the same ids).
         """
         words: list[str] = []
         for start in range(0, len(submissions), SUBMIT_CHUNK):
@@ -119,22 +123,17 @@ class Jobs:
             for job in submissions[start : start + SUBMIT_CHUNK]:
                 deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
                 text = job.request.to_json()
-                args += (job.id, job.request.fingerprint(), job.model, job.tenant, job.request.priority)
+                args += (job.id, fingerprint(text), job.model, job.tenant, job.request.priority)
                 args += (job.cost, deadline_ms, job.plain, text)
-            words += self.scripts.call("submit", *args)
-        if self.settings.redis.durability == "fsync":
-            self.wait_until_durable()
+            words += self.scripts.call("submit", *args, durable_ms=self.durable_ms)
+        if "full" in words:
+            raise server_full(self.where)
         for job, word in zip(submissions, words, strict=True):
             if word == "conflict":
                 raise IdempotencyConflict(
                     f"job {job.id} exists with another request; use another idempotency key or send the same request"
                 )
         return [word == "new" for word in words]
-
-    def wait_until_durable(self) -> None:
-        """Return once the server's append-only file holds all that this client wrote. Raises ServerUnreachable."""
-        with our_errors(self.where):
-            self.client.waitaof(1, 0, int(self.settings.redis.timeout_s * 1000))
 
     def view(self, job_id: str, *, with_position: bool = False) -> JobView:
         """All about one job. Raises JobGone after its retention, JobNotFound for an id that never was."""

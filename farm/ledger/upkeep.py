@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 
 from farm import keys
 from farm.connection import our_errors
+from farm.errors import ServerFull
 from farm.ledger.jobs import Jobs
 
+FULL_MS = 5_000  # a keeper that dies must not leave the farm shut
 MOST = 128  # jobs a call, so that no script takes more than a few milliseconds
 
 
@@ -76,6 +79,20 @@ class Upkeep:
             settings.limits.high_lead_tokens,
         )
         return Round(answer[0] == "leader", _messages(answer[1:]))
+
+    def watch_memory(self) -> bool:
+        """Have new jobs refused while the server is short of memory. Returns whether it is."""
+        client, share = self.jobs.client, self.jobs.settings.limits.memory_share
+        # A server without any memory left refuses this too, and new jobs by itself.
+        with suppress(ServerFull), our_errors(self.jobs.where):
+            memory = client.info("memory")
+            is_full: bool = 0 < memory["maxmemory"] * share < memory["used_memory"]
+            if is_full:
+                client.set(keys.FULL, "1", px=FULL_MS)
+            else:
+                client.delete(keys.FULL)
+            return is_full
+        return True
 
     def wait(self, timeout_s: float) -> None:
         """Return when there may be something to do, or after ``timeout_s``."""

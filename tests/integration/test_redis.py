@@ -8,7 +8,6 @@ import pytest
 from celery import Celery
 
 from farm import Farm, InvalidRequest, JobCancelled, ServerFull
-from farm.contracts import JobState
 from farm.ledger.jobs import Jobs
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings
@@ -59,15 +58,24 @@ def test_plain_celery(farm: Farm, redis7: EmbeddedServer) -> None:
     app.close()
 
 
-def test_a_full_server_refuses_new_jobs_and_ends_running_ones(farm: Farm, redis7: EmbeddedServer) -> None:
-    """Out of memory: submitting is refused before anything is written, and what runs is still answered."""
+def test_a_full_server_refuses_new_jobs_and_answers_the_others(farm: Farm) -> None:
+    """Short of memory, the farm refuses new jobs before anything is written, and answers all that it had accepted."""
     client = farm.ledger.client
-    jobs = farm.submit_many([f"q{i}" for i in range(20)], max_tokens=1500)
-    wait_until(lambda: all(job.status().started_at for job in jobs), why="all jobs to run")
-    client.config_set("maxmemory", 1)
+    client.setrange("ballast", 100_000_000, "x")
+    jobs = farm.submit_many([f"q{i}" for i in range(100)], max_tokens=500)
+    client.config_set("maxmemory", int(client.info("memory")["used_memory"] / 0.85))
     try:
-        with pytest.raises(ServerFull):
-            farm.submit("too much")
-        wait_until(lambda: all(job.status().state is JobState.SUCCEEDED for job in jobs), why="accepted jobs to end")
+        wait_until(lambda: _is_refused(farm), why="new jobs to be refused")
+        assert {job.result(60).finish_reason for job in jobs} == {"length"}
     finally:
         client.config_set("maxmemory", 0)
+        client.delete("ballast")
+    wait_until(lambda: not _is_refused(farm), why="new jobs to be taken again")
+
+
+def _is_refused(farm: Farm) -> bool:
+    try:
+        farm.submit("one more", max_tokens=1).result(30)
+    except ServerFull:
+        return True
+    return False

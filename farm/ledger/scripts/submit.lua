@@ -1,8 +1,9 @@
 -- Accept jobs: write each once and queue it. Repeating it changes nothing.
--- Touches: job:, queue:, lanes:, vtime:, vclock:, deadlines, counts:, totals, seq, wake.
+-- Touches: job:, queue:, lanes:, vtime:, vclock:, deadlines, counts:, totals, seq, wake, full.
 -- ARGV, nine a job: id, fingerprint, model, tenant, priority, cost in tokens, deadline in ms from now or 0, plain-Celery
 --   headers as JSON or '', request as JSON.
--- Returns one word a job: new, same (already there, equal request) or conflict (already there, another request).
+-- Returns one word a job: new, same (already there, equal request), conflict (already there, another request) or
+--   full (not written: the server needs its last memory for jobs that it has).
 local answer, fresh = {}, 0
 for i = 1, #ARGV, 9 do
   local known = redis.call('HGET', key_job(ARGV[i]), 'fingerprint')
@@ -10,6 +11,10 @@ for i = 1, #ARGV, 9 do
   if not known then fresh = fresh + 1 end
 end
 if fresh == 0 then return answer end
+if redis.call('EXISTS', P .. 'full') == 1 then
+  for n, word in ipairs(answer) do if word == 'new' then answer[n] = 'full' end end
+  return answer
+end
 local seq = redis.call('INCRBY', P .. 'seq', fresh) - fresh
 local now, accepted = int(NOW), 0
 for n, word in ipairs(answer) do

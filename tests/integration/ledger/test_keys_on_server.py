@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from farm import keys
+from farm.ledger.upkeep import Upkeep
 from tests.integration.ledger.farmhand import Field
 
 
@@ -28,6 +29,9 @@ def test_every_key_on_the_server_is_declared_with_its_type(field: Field) -> None
     field.submit(30, tenant="ben")
     hand.beat()
     field.dispatch()
+    field.client.config_set("maxmemory", int(field.client.info("memory")["used_memory"] / 0.9))
+    Upkeep(field.jobs).watch_memory()
+    field.client.config_set("maxmemory", 0)
     shapes = {re.compile(keys.PREFIX + re.sub(r"<[a-z]+>", "[^:]+", key.name) + "$"): key for key in keys.KEYS}
     seen = set()
     for name in field.client.scan_iter():
