@@ -1,6 +1,6 @@
 """The engine alone against transformers: the same requests, model and threads, in one run.
 
-    OMP_WAIT_POLICY=passive python -m benchmarks.engine [--threads 2] [--requests 64] [--repeats 3] [--skip-one-by-one]
+    python -m benchmarks.engine [--threads 2] [--requests 64] [--repeats 3] [--skip-one-by-one]
 
 Baselines: ``generate`` in static batches of 16, in order of arrival, each run to its longest member; and one request at
 a time. Every output has exactly its requested length. Wall and CPU seconds are both given: where others share the
