@@ -59,6 +59,8 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
             )
         self._connection = Connection(ours.detach())
+        if self._stopping:
+            self._end()
         try:
             if not self._connection.poll(self._settings.load_timeout_s):
                 limit_s = self._settings.load_timeout_s

@@ -8,8 +8,10 @@ the ledger, a drain, the engine's death) settles it; the task thread then writes
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -18,7 +20,7 @@ import structlog
 
 from farm.contracts import JobError, JobState, Request
 from farm.errors import EngineLost, ModelRefused, ServerUnreachable
-from farm.ledger.attempts import ENTRIES_PER_CALL, Advance, Attempts, Claim, Kept, Outcome
+from farm.ledger.attempts import ENTRIES_PER_CALL, Advance, Attempts, Claim, Kept, Outcome, ReleaseKind
 from farm.ledger.jobs import ModelFacts, entry
 from farm.settings import Settings
 from workers.engine.protocol import Add, Admitted, Cancel, Emitted, Failed, Finished, Ready, Report, SamplingParams
@@ -71,11 +73,15 @@ class Runner:
         self._name = name
         self._on_refused = on_refused
         self._lock = threading.Lock()
+        # By nonce, which is also the engine's name for it: what an earlier attempt left in the pipe is nobody's.
         self._aboard: dict[str, _Running] = {}
         self._engine: EngineProcess | None = None
         self._ready: Ready | None = None
         self._can_run = threading.Event()
         self._draining = threading.Event()
+        self._drain_lock = threading.Lock()
+        self._has_drained = False
+        self._give_up_at = math.inf
         self._stopped = threading.Event()
         self._deaths = 0
 
@@ -91,7 +97,7 @@ class Runner:
         with self._lock:
             engine = self._engine if self._can_run.is_set() and not self._draining.is_set() else None
             if engine is not None:
-                self._aboard[claim.id] = running
+                self._aboard[claim.nonce] = running
         if engine is None:
             reason = "drain" if self._draining.is_set() else "engine_starting"
             self._patiently(lambda: self._attempts.release([(claim.id, claim.nonce)], "drain", reason))
@@ -102,7 +108,7 @@ class Runner:
             return running.ending or self._conclude(running)
         finally:
             with self._lock:
-                self._aboard.pop(claim.id, None)
+                self._aboard.pop(claim.nonce, None)
 
     def wait_until_ready(self) -> None:
         """Block until the engine can take a job or the worker drains."""
@@ -110,20 +116,23 @@ class Runner:
             pass
 
     def drain(self) -> None:
-        """Take no more, write what there is, hand every job back. Other workers go on from the last token."""
-        if self._draining.is_set():
-            return
+        """Take no more, write what there is, hand every job back. Other workers go on from the last token.
+
+        A second caller waits until the first one is done. An engine that is still loading is ended.
+        """
         self._draining.set()
-        try:
-            self._flush()
-            held = self._interrupt(Ending(JobState.QUEUED, "drain"))
-            self._attempts.release(held, "drain", "drain", draining=True)
-            log.info("drained", jobs=len(held))
-        except ServerUnreachable as error:
-            # Their leases end by themselves.
-            log.warning("drained_without_server", error=str(error))
-        finally:
-            self._interrupt(Ending(JobState.QUEUED, "drain"))
+        with self._drain_lock:
+            if self._has_drained:
+                return
+            self._has_drained = True
+            self._give_up_at = time.monotonic() + self._settings.worker.drain_s
+            if not self._can_run.is_set() and self._engine is not None:
+                self._engine.kill()
+            try:
+                self._flush()
+            except ServerUnreachable as error:
+                log.warning("drained_without_server", error=str(error))
+            self._hand_back("drain", "drain")
 
     def stop(self) -> None:
         """End the engine and the beat, after ``drain``."""
@@ -144,21 +153,27 @@ class Runner:
         return self._ready.slots if self._ready and self._can_run.is_set() and not self._draining.is_set() else 0
 
     def _launch(self) -> None:
-        """Bring up an engine, however many deaths it takes. Raises ModelRefused."""
-        while not self._stopped.is_set():
+        """Bring up an engine, however many deaths it takes, unless the worker drains. Raises ModelRefused."""
+        while not self._draining.is_set():
             engine = EngineProcess(self._settings.engine, self._on_report, self._on_engine_lost)
+            self._engine = engine
             try:
                 ready = engine.start()
             except EngineLost as error:
+                if self._draining.is_set():
+                    return
                 self._deaths += 1
                 log.warning("engine_start_failed", error=str(error), deaths=self._deaths)
-                self._stopped.wait(min(RESPAWN_CAP_S, 0.5 * 2 ** min(self._deaths, 10)))
+                self._draining.wait(min(RESPAWN_CAP_S, 0.5 * 2 ** min(self._deaths, 10)))
                 continue
             with self._lock:
-                self._engine, self._ready = engine, ready
+                self._ready = ready
                 self._can_run.set()
             log.info("engine_ready", model=self._settings.model.name, slots=ready.slots, load_s=round(ready.load_s, 2))
-            self._patiently(self._register)
+            try:
+                self._patiently(self._register)
+            except ServerUnreachable:
+                log.warning("stopped_before_registering")
             return
 
     def _register(self) -> None:
@@ -186,19 +201,27 @@ class Runner:
     def _on_engine_lost(self, reason: str) -> None:
         with self._lock:
             self._can_run.clear()
-        if self._stopped.is_set():
+        if self._draining.is_set():
             return
         self._deaths += 1
         try:
             self._flush()
-            held = self._interrupt(Ending(JobState.QUEUED, reason))
-            self._patiently(lambda: self._attempts.release(held, "lost", reason))
         except ServerUnreachable as error:
             log.warning("engine_lost_without_server", error=str(error))
         threading.Thread(target=self._relaunch, name="engine-relaunch", daemon=True).start()
+        self._hand_back("lost", reason)
+
+    def _hand_back(self, kind: ReleaseKind, reason: str) -> None:
+        """Release every job that the engine has not ended, until the server has answered; else their leases end."""
+        held = self._interrupt(Ending(JobState.QUEUED, reason))
+        try:
+            self._patiently(lambda: self._attempts.release(held, kind, reason, draining=self._draining.is_set()))
+            log.info("handed_back", jobs=len(held), reason=reason)
+        except ServerUnreachable as error:
+            log.warning("not_handed_back", jobs=len(held), reason=reason, error=str(error))
 
     def _relaunch(self) -> None:
-        self._stopped.wait(min(RESPAWN_CAP_S, 0.25 * 2 ** min(self._deaths - 1, 10)))
+        self._draining.wait(min(RESPAWN_CAP_S, 0.25 * 2 ** min(self._deaths - 1, 10)))
         try:
             self._launch()
         except ModelRefused as error:
@@ -210,7 +233,7 @@ class Runner:
             aboard = [running for running in self._aboard.values() if not running.settled.is_set()]
         for running in aboard:
             if self._engine is not None:
-                self._engine.send(Cancel(running.claim.id))
+                self._engine.send(Cancel(running.claim.nonce))
             running.settle(ending=ending)
         return [(running.claim.id, running.claim.nonce) for running in aboard]
 
@@ -240,7 +263,7 @@ class Runner:
             elif not running.settled.is_set():
                 # Cancelled, expired, or given to another after our lease ended.
                 if self._engine is not None:
-                    self._engine.send(Cancel(running.claim.id))
+                    self._engine.send(Cancel(running.claim.nonce))
                 running.settle(ending=Ending(None, "lost"))
         if not known and not self._draining.is_set():
             self._register()
@@ -285,20 +308,20 @@ class Runner:
         return Ending(state, error.code, error)
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """Call until the server answers; give up when the worker stops or has drained for too long."""
+        """Call until the server answers. Raises ServerUnreachable once a drain has taken ``worker.drain_s``."""
         wait_s = 0.05
         while True:
             try:
                 return call()
             except ServerUnreachable:
-                if self._stopped.wait(wait_s):
+                if time.monotonic() >= self._give_up_at or self._stopped.wait(wait_s):
                     raise
                 wait_s = min(RETRY_CAP_S, 2 * wait_s)
 
 
 def _add(claim: Claim) -> Add:
     return Add(
-        id=claim.id,
+        id=claim.nonce,
         prompt=claim.request.prompt,
         params=sampling_params(claim.request, claim.id),
         resume=[token_id for token_id, _ in claim.kept],

@@ -88,7 +88,11 @@ def _deliver(host: Host, task: Task[Any, Any], job_id: str, dispatch: int) -> Pl
         raise Ignore from None
     if isinstance(claim, Refusal):
         return _stored_outcome(host, task, job_id) if is_plain and claim.reason == "ended" else _drop(claim.reason)
-    ending = host.runner.run(claim)
+    try:
+        ending = host.runner.run(claim)
+    except ServerUnreachable:
+        # The worker stops during an outage: the lease ends, and another one goes on.
+        raise Ignore from None
     log.info("job", job=job_id, attempt=claim.attempt, state=ending.state and ending.state.value, reason=ending.reason)
     return _report(host, task, claim, ending)
 

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from farm import keys
@@ -210,3 +211,26 @@ def test_logs_are_structured_and_hold_no_prompt(jobs: Jobs, start_worker: StartW
     assert any(line.get("job") == view.id and line["event"] == "job" for line in lines)
     assert "zanzibar" not in worker.log
     assert view.text.strip() not in worker.log
+
+
+def test_terminated_while_its_model_loads(jobs: Jobs, tmp_path: Path) -> None:
+    """SIGTERM does not wait for a model to load: the worker ends, and no engine is left behind."""
+    worker = WorkerProcess(jobs, tmp_path, "w1", ENGINE__KIND="bloom")
+    wait_until(lambda: psutil.Process(worker.process.pid).children(), why="the engine process to be started")
+    [engine] = psutil.Process(worker.process.pid).children()
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert not engine.is_running()
+    assert "Traceback" not in worker.log
+
+
+def test_engine_lost_while_the_server_is_away(jobs: Jobs, start_worker: StartWorker) -> None:
+    """When engine and server fail together no job is stuck: it goes on once both are back."""
+    start_worker("w1", LEASE__LEASE_S=2, REDIS__TIMEOUT_S=0.5, **SLOW)
+    worker = start_worker("w2", LEASE__LEASE_S=2, REDIS__TIMEOUT_S=0.5, **SLOW)
+    ids = submit(jobs, 8, **LONG)
+    wait_until(lambda: all(_has_tokens(jobs, job_id) for job_id in ids), why="all jobs to run")
+    jobs.client.client_pause(2500, all=True)
+    worker.engine.kill()
+    views = wait_for_all(jobs, ids)
+    assert all(view.state is JobState.SUCCEEDED and len(view.token_ids) == 400 for view in views)
