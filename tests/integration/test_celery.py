@@ -179,3 +179,15 @@ def test_only_json_is_read(jobs: Jobs, start_worker: StartWorker, foreign_app: C
     [view] = wait_for_all(jobs, submit(jobs, 1, max_tokens=2))
     assert view.state is JobState.SUCCEEDED
     wait_until(lambda: "untrusted content" in worker.log or "ContentDisallowed" in worker.log, why="the refusal")
+
+
+def test_a_job_that_is_tried_again_shows_as_retried(jobs: Jobs, start_worker: StartWorker, foreign_app: Celery) -> None:
+    """A job that loses its engine shows in Celery's events as retried, then as succeeded."""
+    worker = start_worker("w1", ENGINE__SYNTHETIC_STEP_S=0.01)
+    with _events(foreign_app) as seen:
+        [job_id] = submit(jobs, 1, max_tokens=300)
+        wait_until(lambda: jobs.client.llen(keys.out(job_id)), why="a token")
+        worker.engine.kill()
+        wait_for_all(jobs, [job_id])
+        told = {"task-retried", "task-succeeded"}
+        wait_until(lambda: told <= {event["type"] for event in seen if event.get("uuid") == job_id}, why="both events")
