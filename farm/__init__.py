@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from farm.aio import AsyncFarm, AsyncJob
     from farm.client import Farm, Job
-    from farm.contracts import Completion, Delta, JobState, JobView, Request
+    from farm.contracts import JobState, Request
     from farm.errors import (
         FarmError,
         IdempotencyConflict,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ServerFull,
         ServerUnreachable,
     )
+    from farm.results import Completion, Delta, JobView
     from farm.settings import Settings, load_settings
 
 __version__ = "0.1.0"
@@ -36,7 +37,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "farm.aio": ("AsyncFarm", "AsyncJob"),
     "farm.client": ("Farm", "Job"),
-    "farm.contracts": ("Completion", "Delta", "JobState", "JobView", "Request"),
+    "farm.contracts": ("JobState", "Request"),
+    "farm.results": ("Completion", "Delta", "JobView"),
     "farm.errors": (
         "FarmError",
         "IdempotencyConflict",

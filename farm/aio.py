@@ -16,13 +16,14 @@ from functools import partial
 from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from farm.client import DRAW_S, Farm, Job, check_start, delta_of, draw
-from farm.contracts import Completion, Delta, JobState, JobView
+from farm.contracts import JobState
 from farm.errors import FarmError, ServerUnreachable
 from farm.flow import DEFAULT_WINDOW, Flow, Result, not_succeeded, result_of
 from farm.ledger.jobs import Piece
 from farm.ledger.streams import News, Watch
 from farm.patience import patiently
 from farm.prompts import Params, Placer, Prompt
+from farm.results import Completion, Delta, JobView
 from farm.settings import Settings
 
 THREADS = 4

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from farm.contracts import JobView, Request, parse_request
+from farm.contracts import Request, parse_request
 from farm.errors import FarmError, InvalidRequest, nearest
 from farm.openai_shapes import completion_body, values_of_body
+from farm.results import JobView
 
 URL = "/v1/completions"
 MOST_BYTES = 64 << 20

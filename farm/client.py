@@ -18,7 +18,7 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
-from farm.contracts import Completion, Delta, JobState, JobView
+from farm.contracts import JobState
 from farm.errors import FarmError, IdempotencyConflict, InvalidRequest, ServerUnreachable
 from farm.flow import DEFAULT_WINDOW, Flow, Result, not_succeeded, result_of
 from farm.ledger.jobs import Jobs, Piece, Submission
@@ -26,6 +26,7 @@ from farm.ledger.streams import News, Reader, Watch
 from farm.local.discover import discover, running_farm, with_url
 from farm.patience import patiently
 from farm.prompts import Params, Placer, Prompt, PromptCheck, check_samples
+from farm.results import Completion, Delta, JobView
 from farm.settings import Settings, load_settings
 
 DRAW_S = 0.05  # a slow source of prompts must not hold up those drawn already

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from farm.contracts import JobView
+    from farm.results import JobView
 
 
 class FarmError(Exception):

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from farm.contracts import Completion, JobState, JobView
+from farm.contracts import JobState
 from farm.errors import (
     FarmError,
     InvalidRequest,
@@ -22,6 +22,7 @@ from farm.errors import (
 )
 from farm.ledger.jobs import Piece, Submission
 from farm.ledger.streams import News
+from farm.results import Completion, JobView
 
 Result = Completion | FarmError
 DEFAULT_WINDOW = 256

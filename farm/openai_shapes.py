@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from farm.contracts import JobView, TokenLogprobs
 from farm.errors import InvalidRequest
+from farm.results import JobView, TokenLogprobs
 
 OPENAI_DEFAULTS: Mapping[str, object] = {"max_tokens": 16, "temperature": 1.0}
 IGNORED = ("user", "store", "service_tier")

@@ -9,12 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
 from farm.ledger.jobs import Jobs
 from farm.local.server import EmbeddedServer
 from farm.settings import Settings, load_settings
+
+# How fast a machine is says nothing about the product.
+hypothesis.settings.register_profile(
+    "farm", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("farm")
 
 
 def wait_until(condition: Callable[[], object], *, why: str, timeout_s: float = 30.0) -> None:

@@ -7,11 +7,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import Self
 
-from farm.contracts import JobError, JobState
+from farm.contracts import JobState
 from farm.errors import ServerUnreachable
 from farm.ledger.attempts import Advance, Attempts, Claim, Outcome
 from farm.ledger.jobs import Jobs, ModelFacts, entry
 from farm.ledger.upkeep import Upkeep
+from farm.results import JobError
 from farm.settings import Settings
 
 VOCAB = 1_000

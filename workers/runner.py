@@ -7,23 +7,23 @@ the ledger, a drain, the engine's death) settles it; the task thread then writes
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
 
-from farm.contracts import JobError, JobState, Request
+from farm.contracts import JobState
 from farm.errors import EngineLost, ModelRefused, ServerUnreachable
-from farm.ledger.attempts import ENTRIES_PER_CALL, Advance, Attempts, Claim, Kept, Outcome, ReleaseKind
+from farm.ledger.attempts import ENTRIES_PER_CALL, Attempts, Claim, Kept, Outcome, ReleaseKind
 from farm.ledger.jobs import ModelFacts, entry
+from farm.results import JobError
 from farm.settings import Settings
-from workers.engine.protocol import Add, Admitted, Cancel, Emitted, Failed, Finished, Ready, Report, SamplingParams
+from workers.aboard import Aboard, Ending, order
+from workers.engine.protocol import Admitted, Cancel, Emitted, Failed, Ready, Report
 from workers.engine_process import EngineProcess
 
 log = structlog.get_logger(__name__)
@@ -31,37 +31,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 RESPAWN_CAP_S = 30.0
 RETRY_CAP_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a task thread's job ended: with a state, handed back (``state`` queued), or taken away (``state`` None)."""
-
-    state: JobState | None
-    reason: str
-    error: JobError | None = None
-
-
-@dataclass
-class _Running:
-    """One job aboard. ``entries`` are all its tokens from index 0; the ledger is known to hold ``flushed`` of them."""
-
-    claim: Claim
-    entries: list[str]
-    flushed: int
-    prompt_tokens: int = 0
-    final: Finished | Failed | None = None
-    ending: Ending | None = None
-    settled: threading.Event = field(default_factory=threading.Event)
-
-    def settle(self, *, final: Finished | Failed | None = None, ending: Ending | None = None) -> None:
-        """Decide how it ends, once."""
-        if not self.settled.is_set():
-            self.final, self.ending = final, ending
-            self.settled.set()
-
-    def advance(self) -> Advance:
-        return Advance(self.claim.id, self.claim.nonce, self.flushed, self.entries[self.flushed :], self.prompt_tokens)
 
 
 class Runner:
@@ -74,7 +43,7 @@ class Runner:
         self._on_refused = on_refused
         self._lock = threading.Lock()
         # By nonce, which is also the engine's name for it: what an earlier attempt left in the pipe is nobody's.
-        self._aboard: dict[str, _Running] = {}
+        self._aboard: dict[str, Aboard] = {}
         self._engine: EngineProcess | None = None
         self._ready: Ready | None = None
         self._can_run = threading.Event()
@@ -92,8 +61,7 @@ class Runner:
 
     def run(self, claim: Claim) -> Ending:
         """Generate for a claimed job and return how it ended. Blocks; the lease is kept meanwhile."""
-        kept = [entry(token_id, text, None, None) for token_id, text in claim.kept]
-        running = _Running(claim, kept, len(kept))
+        running = Aboard.of(claim)
         with self._lock:
             engine = self._engine if self._can_run.is_set() and not self._draining.is_set() else None
             if engine is not None:
@@ -102,7 +70,7 @@ class Runner:
             reason = "drain" if self._draining.is_set() else "engine_starting"
             self._patiently(lambda: self._attempts.release([(claim.id, claim.nonce)], "drain", reason))
             return Ending(JobState.QUEUED, reason)
-        engine.send(_add(claim))
+        engine.send(order(claim))
         running.settled.wait()
         try:
             return running.ending or self._conclude(running)
@@ -268,7 +236,7 @@ class Runner:
         if not known and not self._draining.is_set():
             self._register()
 
-    def _conclude(self, running: _Running) -> Ending:
+    def _conclude(self, running: Aboard) -> Ending:
         """Write the outcome that the engine gave, until the ledger has answered."""
         final, claim = running.final, running.claim
         assert final is not None
@@ -317,35 +285,3 @@ class Runner:
                 if time.monotonic() >= self._give_up_at or self._stopped.wait(wait_s):
                     raise
                 wait_s = min(RETRY_CAP_S, 2 * wait_s)
-
-
-def _add(claim: Claim) -> Add:
-    return Add(
-        id=claim.nonce,
-        prompt=claim.request.prompt,
-        params=sampling_params(claim.request, claim.id),
-        resume=[token_id for token_id, _ in claim.kept],
-        deadline_s=claim.deadline_s,
-    )
-
-
-def sampling_params(request: Request, job_id: str) -> SamplingParams:
-    """The engine's half of a request. Without a seed of its own a job gets one that every attempt gets again."""
-    seed = request.seed
-    if seed is None:
-        seed = int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:7])
-    return SamplingParams(
-        max_tokens=request.max_tokens,
-        min_tokens=request.min_tokens,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        repetition_penalty=request.repetition_penalty,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        seed=seed,
-        stop=tuple(request.stop),
-        stop_token_ids=tuple(request.stop_token_ids),
-        logprobs=request.logprobs,
-        ignore_eos=request.ignore_eos,
-    )

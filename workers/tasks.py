@@ -16,11 +16,12 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.states import FAILURE, SUCCESS
 
 from farm.broker import TASK
-from farm.contracts import JobError, JobState, JobView, Request, parse_request
+from farm.contracts import JobState, Request, parse_request
 from farm.errors import FarmError, InvalidRequest, ServerFull, ServerUnreachable
 from farm.ledger.attempts import Claim, Refusal
+from farm.results import JobError, JobView
+from workers.aboard import Ending
 from workers.redaction import PlainResult
-from workers.runner import Ending
 
 if TYPE_CHECKING:
     from workers.host import Host

@@ -29,9 +29,10 @@ from farm.cli.options import (
 )
 from farm.cli.output import duration, emit, note, printable, stdout
 from farm.client import Farm, Job
-from farm.contracts import JobState, JobView, Request, model_name
+from farm.contracts import JobState, Request, model_name
 from farm.errors import InvalidRequest, JobNotFound, JobNotSucceeded
 from farm.ledger.overview import overview
+from farm.results import JobView
 
 OUTPUT = "What to print"
 app = commands()

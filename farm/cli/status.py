@@ -11,9 +11,10 @@ from rich.text import Text
 from farm.cli.help import Command, commands, examples
 from farm.cli.options import Json, reachable_settings
 from farm.cli.output import clock, duration, emit, printable, stdout, table
-from farm.contracts import PRIORITIES, JobState, JobView
+from farm.contracts import PRIORITIES, JobState
 from farm.ledger.jobs import Jobs
 from farm.ledger.overview import ModelLoad, Overview, overview
+from farm.results import JobView
 
 STYLES = {
     JobState.SUCCEEDED: "green",

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from farm.contracts import JobError, JobState, Request
+from farm.contracts import JobState, Request
 from farm.ledger.jobs import Jobs, ModelFacts
+from farm.results import JobError
 
 SUSPECT_WAIT_MS = 500
 ENTRIES_PER_CALL = 5_000  # below the limit of Lua's unpack

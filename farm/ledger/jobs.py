@@ -15,22 +15,10 @@ import redis
 
 from farm import keys
 from farm.connection import address, connect, our_errors, server_full
-from farm.contracts import (
-    SAFE_NAME,
-    AttemptRecord,
-    JobError,
-    JobState,
-    JobView,
-    Request,
-    Timings,
-    TokenLogprobs,
-    Usage,
-    fingerprint,
-    keyed_job_id,
-    model_name,
-)
+from farm.contracts import SAFE_NAME, JobState, Request, fingerprint, keyed_job_id, model_name
 from farm.errors import IdempotencyConflict, InvalidRequest, JobGone, JobNotFound, nearest
 from farm.ledger.scripts import Scripts
+from farm.results import AttemptRecord, JobError, JobView, Timings, TokenLogprobs, Usage
 from farm.settings import Settings
 
 SUBMIT_CHUNK = 100

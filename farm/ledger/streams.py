@@ -18,10 +18,11 @@ import redis
 
 from farm import keys
 from farm.connection import connect, our_errors
-from farm.contracts import JobState, JobView
+from farm.contracts import JobState
 from farm.errors import FarmError, JobNotFound, ServerUnreachable
 from farm.ledger.jobs import Jobs, Piece
 from farm.patience import FIRST_PAUSE_S, longer
+from farm.results import JobView
 
 STATES_PER_CALL = 500
 VIEWS_PER_CALL = 100

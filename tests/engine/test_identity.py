@@ -86,9 +86,6 @@ def test_the_end_of_text_token_stops_where_generate_stops(tmp_path: Path) -> Non
     assert {one.reason for one in said.values()} == {"stop", "length"}, "the seed must give both endings"
 
 
-@pytest.mark.skipif(
-    not (Path(__file__).parents[2] / "workers/tiny_bloom/model.safetensors").is_file(), reason="tiny-bloom is not built"
-)
 def test_tiny_bloom_continues_text_as_generate_does() -> None:
     """The default model's tokens are those of transformers."""
     folder = Path(__file__).parents[2] / "workers/tiny_bloom"

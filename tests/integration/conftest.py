@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from farm.contracts import JobView, parse_request
+from farm.contracts import parse_request
 from farm.ledger.jobs import Jobs
+from farm.results import JobView
 from tests.conftest import wait_until
 from tests.workers import WorkerProcess
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from farm.contracts import JobState, JobView, Timings, TokenLogprobs, Usage, parse_request
+from farm.contracts import JobState, parse_request
 from farm.errors import InvalidRequest
 from farm.openai_shapes import completion_body, values_of_body
+from farm.results import JobView, Timings, TokenLogprobs, Usage
 
 NOTHING_ASKED: dict[str, Any] = {
     "model": None, "suffix": None, "max_tokens": None, "temperature": None, "top_p": None, "n": 1, "stream": False,

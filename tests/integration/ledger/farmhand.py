@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farm import keys
-from farm.contracts import JobError, JobState, JobView, Request
+from farm.contracts import JobState, Request
 from farm.ledger.attempts import Advance, Attempts, Claim, Kept, Outcome, Refusal, ReleaseKind
 from farm.ledger.jobs import Jobs, ModelFacts, Submission, entry
 from farm.ledger.upkeep import Dispatch, Round, Upkeep
+from farm.results import JobError, JobView
 
 MODEL = "tiny-bloom"
 ENDED = ("succeeded", "failed", "cancelled", "expired", "dead")
