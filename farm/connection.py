@@ -45,7 +45,12 @@ def connect(settings: RedisSettings, *, read_timeout_s: float | None = None) -> 
         socket_connect_timeout=settings.timeout_s,
         socket_keepalive=True,
         health_check_interval=15,
-        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), settings.retries),
+        # Not after a timeout: connecting and asking are both tried again, and waits would add up to four times as long.
+        retry=Retry(
+            ExponentialBackoff(cap=0.2, base=0.02),
+            settings.retries,
+            supported_errors=(redis.exceptions.ConnectionError,),
+        ),
     )
     return client
 

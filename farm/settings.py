@@ -34,7 +34,7 @@ class RedisSettings(_Group):
     timeout_s: float = Field(2.0, gt=0, le=60)
     """How long one answer may take. Short, so that a stalled server is noticed before a lease ends."""
     retries: int = Field(1, ge=0, le=10)
-    """How often a command is sent again after a timeout or a broken connection. Every script may safely run twice."""
+    """How often a command is sent again after a broken connection. Every script may safely run twice."""
     durability: Literal["none", "fsync"] = "none"
     """fsync: submit and finish return after the server's append-only file is on disk (wants appendfsync always)."""
 
