@@ -230,7 +230,7 @@ def test_engine_lost_while_the_server_is_away(jobs: Jobs, start_worker: StartWor
     worker = start_worker("w2", LEASE__LEASE_S=2, REDIS__TIMEOUT_S=0.5, **SLOW)
     ids = submit(jobs, 8, **LONG)
     wait_until(lambda: all(_has_tokens(jobs, job_id) for job_id in ids), why="all jobs to run")
-    jobs.client.client_pause(2500, all=True)
+    jobs.client.client_pause(1500, all=True)
     worker.engine.kill()
     views = wait_for_all(jobs, ids)
     assert all(view.state is JobState.SUCCEEDED and len(view.token_ids) == 400 for view in views)
