@@ -17,13 +17,14 @@ from farm.broker import make_app
 from farm.errors import ModelRefused
 from farm.local.discover import discover
 from farm.settings import Settings, load_settings
-from workers import tasks
+from workers import kombu_mend, redaction, tasks
 from workers.exits import EXIT_REFUSED
 from workers.host import Host
 
 
 def build(settings: Settings) -> tuple[Celery, Host]:
     """An app whose worker loads the engine before it takes its first message, and what its tasks share."""
+    kombu_mend.mend()
     app = make_app(settings)
     host = Host(settings, app)
     tasks.register(app, host)
@@ -34,8 +35,11 @@ def build(settings: Settings) -> tuple[Celery, Host]:
     # Celery keeps weak references to receivers unless told otherwise.
     @signals.worker_shutting_down.connect(weak=False)
     def _drain(**_: Any) -> None:
-        # In a thread: this runs inside a signal handler.
+        # In threads: this runs inside a signal handler. Celery itself may wait for a silent server without end.
         threading.Thread(target=host.drain, name="drain", daemon=True).start()
+        hurry = threading.Timer(settings.worker.drain_s, host.exit_now)
+        hurry.daemon = True
+        hurry.start()
 
     @signals.task_revoked.connect(weak=False)
     def _revoked(request: Any, **_: Any) -> None:
@@ -44,6 +48,7 @@ def build(settings: Settings) -> tuple[Celery, Host]:
     @signals.setup_logging.connect(weak=False)
     def _logging(**_: Any) -> None:
         logs.setup(settings.logs)
+        redaction.withhold_bodies()
 
     @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
     def _revoke(state: Any, task_id: Any, **_: Any) -> Any:

@@ -75,6 +75,17 @@ class Host:
         except ServerUnreachable:
             log.debug("left_without_server")
 
+    def exit_now(self) -> None:
+        """End the process, whatever still waits for the server. Leases and nonces make that safe."""
+        log.warning("left_in_haste", drain_s=self.settings.worker.drain_s)
+        if self.runner is not None:
+            self.runner.stop()
+        os._exit(0)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or return early when the worker stops."""
+        self._stopped.wait(seconds)
+
     def cancel(self, job_ids: list[str]) -> None:
         """Cancel jobs whose Celery tasks were revoked."""
         try:

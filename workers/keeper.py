@@ -113,4 +113,4 @@ def _envelope(message: Dispatch) -> dict[str, Any]:
     if not message.plain:
         return common
     headers = json.loads(message.plain)
-    return {**common, **{name: value for name, value in headers.items() if value is not None}, "ignore_result": False}
+    return {**common, **{name: value for name, value in headers.items() if value is not None}}

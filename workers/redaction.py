@@ -1,10 +1,22 @@
-"""Keeps prompts and completions out of Celery's events, logs and inspection answers, for foreign tasks too."""
+"""Keeps prompts and completions out of Celery's events, logs and inspection answers, for foreign tasks too.
+
+What a foreign message holds is unchecked here: nothing in this module may raise, or one message ends the worker.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
+from celery.exceptions import InvalidTaskError
 from celery.worker.request import Request
+from celery.worker.strategy import default
+
+from farm.contracts import SAFE_NAME
+
+BODY = "body"
+NOSY = ("celery.worker.consumer.consumer", "celery.worker.strategy", "celery.worker.request", "kombu")
 
 
 class PlainResult:
@@ -25,7 +37,8 @@ class QuietRequest(Request):
 
     @property
     def argsrepr(self) -> str:
-        return f"<{len(self.args)} arguments>" if self.args else "()"
+        args: Any = self.args
+        return f"<{len(args)} arguments>" if isinstance(args, (list, tuple)) and args else "()"
 
     @property
     def kwargsrepr(self) -> str:
@@ -40,9 +53,55 @@ class QuietRequest(Request):
         return f"<{type(self).__name__}: {self.humaninfo()}>"
 
 
-def shown(kwargs: dict[str, Any]) -> dict[str, object]:
-    """Task arguments fit to be seen: job, dispatch and max_tokens; of all else only the names."""
-    safe = {
-        name: kwargs[name] for name in ("job", "dispatch", "max_tokens") if isinstance(kwargs.get(name), (str, int))
-    }
-    return {name: safe.get(name, "...") for name in kwargs}
+def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., None]:
+    """Celery's default strategy, for messages of the right shape; any other would end the worker's consumer."""
+    take = default(task, app, consumer, **options)
+
+    def checked(message: Any, body: Any, *rest: Any, **more: Any) -> None:
+        if not _is_well_formed(message.payload, message.headers):
+            raise InvalidTaskError("its arguments are no list and mapping, or its id is no text")
+        take(message, body, *rest, **more)
+
+    return checked
+
+
+def _is_well_formed(payload: Any, headers: Any) -> bool:
+    """Whether a message is of Celery's second protocol ([args, kwargs, embed]) or its first (one mapping)."""
+    if isinstance(payload, dict):
+        args, kwargs, task_id = payload.get("args", []), payload.get("kwargs", {}), payload.get("id")
+        return isinstance(args, list) and isinstance(kwargs, dict) and isinstance(task_id, str)
+    if not isinstance(payload, list) or len(payload) != 3:
+        return False
+    args, kwargs, embed = payload
+    shapes = isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, (dict, type(None)))
+    return shapes and isinstance((headers or {}).get("id"), str)
+
+
+class NoBodies(logging.Filter):
+    """Cuts a log line where Celery or kombu goes on to quote the body of a message that they can't use."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if BODY in message:
+            record.msg, record.args = message.partition(BODY)[0] + "body: withheld", ()
+        return True
+
+
+def shown(kwargs: object) -> dict[str, object]:
+    """Task arguments fit to be seen: job, dispatch and max_tokens; of all else only how many."""
+    if not isinstance(kwargs, dict):
+        return {}
+    safe = {name: kwargs[name] for name in ("dispatch", "max_tokens") if isinstance(kwargs.get(name), int)}
+    job = kwargs.get("job")
+    if isinstance(job, str) and SAFE_NAME.match(job):
+        safe["job"] = job
+    others = len(kwargs) - len(safe)
+    return {**safe, "others": others} if others else safe
+
+
+def withhold_bodies() -> None:
+    """Put ``NoBodies`` on the loggers that quote messages. Twice is once."""
+    for name in NOSY:
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, NoBodies) for known in logger.filters):
+            logger.addFilter(NoBodies())

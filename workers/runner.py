@@ -281,7 +281,9 @@ class Runner:
         while True:
             try:
                 return call()
-            except ServerUnreachable:
+            except ServerUnreachable as error:
+                if wait_s == 0.05:
+                    log.warning("waiting_for_server", error=str(error))
                 if time.monotonic() >= self._give_up_at or self._stopped.wait(wait_s):
                     raise
                 wait_s = min(RETRY_CAP_S, 2 * wait_s)

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import structlog
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, Retry
-from celery.states import FAILURE, SUCCESS
 
 from farm.broker import TASK
 from farm.contracts import JobState, Request, parse_request
-from farm.errors import FarmError, InvalidRequest, ServerFull, ServerUnreachable
+from farm.errors import FarmError, IdempotencyConflict, InvalidRequest, ServerFull, ServerUnreachable
 from farm.ledger.attempts import Claim, Refusal
 from farm.results import JobError, JobView
 from workers.aboard import Ending
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from workers.host import Host
 
 log = structlog.get_logger(__name__)
+
+REQUEUE_PAUSE_S = 2.0  # a server that is short of memory should not be asked all the time
 
 # What of a foreign message makes callbacks, groups and chords go on, by apply_async's names for them.
 _CANVAS = {
@@ -54,8 +55,8 @@ def register(app: Celery, host: Host) -> None:
     class Delivery(Task[Any, Any]):
         """Notes that a plain job's result is stored."""
 
-        def after_return(self, status: str, _value: Any, task_id: str, *_rest: Any) -> None:
-            if status in (SUCCESS, FAILURE) and not self.request.ignore_result:
+        def after_return(self, _status: str, value: Any, task_id: str, *_rest: Any) -> None:
+            if isinstance(value, (PlainResult, GenerationFailed)):
                 host.delivered(task_id)
 
     @app.task(
@@ -63,37 +64,38 @@ def register(app: Celery, host: Host) -> None:
         bind=True,
         base=Delivery,
         Request="workers.redaction:QuietRequest",
+        Strategy="workers.redaction:strategy",
         acks_late=True,
         max_retries=None,
         shared=False,
         typing=False,
         throws=(GenerationFailed,),
     )
-    def generate(task: Task[Any, Any], *args: Any, **kwargs: Any) -> PlainResult | None:
+    def generate(task: Task[Any, Any], /, *args: Any, **kwargs: Any) -> PlainResult | None:
         """Run one delivery."""
-        if "job" in kwargs:
-            return _deliver(host, task, str(kwargs["job"]), int(kwargs.get("dispatch", 0)))
-        return _adopt(host, task, args, kwargs)
+        try:
+            if "job" in kwargs:
+                return _deliver(host, task, kwargs["job"], kwargs.get("dispatch"))
+            return _adopt(host, task, args, kwargs)
+        except ServerUnreachable:
+            # What is known to nobody is delivered again: leases end, unclaimed messages and unstored results return.
+            raise Ignore from None
 
 
-def _deliver(host: Host, task: Task[Any, Any], job_id: str, dispatch: int) -> PlainResult | None:
+def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object) -> PlainResult | None:
     """Claim a dispatched job, run it, report how it ended."""
+    if not isinstance(job_id, str) or not isinstance(dispatch, int):
+        raise GenerationFailed("invalid_request: job and dispatch are the keeper's to send; send a prompt")
     is_plain = not task.request.ignore_result
     if host.runner is None:
         return _stored_outcome(host, task, job_id) if is_plain else _drop("no engine here")
     host.runner.wait_until_ready()
-    try:
-        claim = host.attempts.claim(job_id, dispatch)
-    except ServerUnreachable:
-        # Nothing is known to be claimed; if it was, its lease ends.
-        raise Ignore from None
+    claim = host.attempts.claim(job_id, dispatch)
     if isinstance(claim, Refusal):
+        if is_plain and claim.reason == "unknown":
+            raise GenerationFailed(f"job_gone: job {job_id[:64]!r} is not known here")
         return _stored_outcome(host, task, job_id) if is_plain and claim.reason == "ended" else _drop(claim.reason)
-    try:
-        ending = host.runner.run(claim)
-    except ServerUnreachable:
-        # The worker stops during an outage: the lease ends, and another one goes on.
-        raise Ignore from None
+    ending = host.runner.run(claim)
     log.info("job", job=job_id, attempt=claim.attempt, state=ending.state and ending.state.value, reason=ending.reason)
     return _report(host, task, claim, ending)
 
@@ -137,17 +139,19 @@ def _unsuccessful(task: Task[Any, Any], job_id: str, state: JobState | None, err
 
 def _adopt(host: Host, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> PlainResult:
     """Write a foreign request into the ledger; from then on it is as safe as any."""
+    headers = {ours: getattr(task.request, theirs, None) for theirs, ours in _CANVAS.items()}
+    is_canvas = any(headers[name] for name in ("link", "link_error", "chord", "chain", "group_id"))
+    headers["ignore_result"] = bool(task.request.ignore_result)
+    plain = json.dumps(headers) if is_canvas or not task.request.ignore_result else ""
     try:
         request = _foreign_request(host, args, kwargs)
-    except InvalidRequest as error:
-        raise GenerationFailed(f"{error.code}: {error}") from None
-    headers = {ours: getattr(task.request, theirs, None) for theirs, ours in _CANVAS.items()}
-    plain = "" if task.request.ignore_result and not any(headers.values()) else json.dumps(headers)
-    submission = host.jobs.place(request, job_id=task.request.id, plain=plain)
-    try:
+        submission = host.jobs.place(request, job_id=task.request.id, plain=plain)
         [is_new] = host.jobs.submit([submission])
     except (ServerUnreachable, ServerFull) as error:
+        host.pause(REQUEUE_PAUSE_S)
         raise Reject(error, requeue=True) from error
+    except (InvalidRequest, IdempotencyConflict) as error:
+        raise GenerationFailed(f"{error.code}: {error}") from None
     if is_new:
         raise Ignore
     return _stored_outcome(host, task, submission.id)

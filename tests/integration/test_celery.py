@@ -191,3 +191,47 @@ def test_a_job_that_is_tried_again_shows_as_retried(jobs: Jobs, start_worker: St
         wait_for_all(jobs, [job_id])
         told = {"task-retried", "task-succeeded"}
         wait_until(lambda: told <= {event["type"] for event in seen if event.get("uuid") == job_id}, why="both events")
+
+
+def test_malformed_messages_do_not_end_the_worker(jobs: Jobs, start_worker: StartWorker, foreign_app: Celery) -> None:
+    """Whatever a foreign message holds, the worker goes on; and what it can't use it does not quote."""
+    worker = start_worker()
+    bodies = [[1, 2, "x"], [["p"], "x", {}], [[SECRET], {"prompt": SECRET}, {}], "text", {"prompt": SECRET}, None]
+    with foreign_app.connection() as connection, connection.SimpleQueue("farm.default") as queue:
+        for task in ("farm.generate", "farm.generat"):
+            for number, body in enumerate(bodies):
+                queue.put(body, serializer="json", headers={"task": task, "id": f"{task}-{number}", "lang": "py"})
+        queue.put(
+            [[], {"prompt": SECRET}, {}], serializer="json", headers={"task": "farm.generate", "id": "e", "eta": "?"}
+        )
+        queue.put([[], {"job": SECRET, "dispatch": SECRET}, {}], headers={"task": "farm.generate", "id": "d"})
+        queue.put({"prompt": SECRET}, serializer="json")
+    [view] = wait_for_all(jobs, submit(jobs, 1, max_tokens=2))
+    assert view.state is JobState.SUCCEEDED
+    wait_until(lambda: jobs.client.llen("farm.default") == 0, why="all messages to be taken")
+    wait_until(lambda: "withheld" in worker.log, why="a refusal in the log")
+    assert worker.process.poll() is None
+    for word in SECRET.split():
+        assert word not in worker.log
+
+
+def test_a_result_nobody_wants_is_not_kept(jobs: Jobs, start_worker: StartWorker, foreign_app: Celery) -> None:
+    """With ignore_result the job is done, and Celery's backend holds nothing of it."""
+    start_worker()
+    result = foreign_app.send_task("farm.generate", kwargs={"prompt": "quiet", "max_tokens": 2}, ignore_result=True)
+    wait_until(lambda: jobs.views([result.id])[0] is not None, why="the job to be adopted")
+    wait_for_all(jobs, [result.id])
+    [after] = wait_for_all(jobs, submit(jobs, 1, max_tokens=2))
+    assert after.state is JobState.SUCCEEDED
+    assert not jobs.client.exists(f"celery-task-meta-{result.id}")
+
+
+def test_an_id_used_for_another_request_is_refused(start_worker: StartWorker, foreign_app: Celery) -> None:
+    """A task id names one request: another one under it, or an id that is no name, fails with the reason."""
+    start_worker()
+    foreign_app.send_task("farm.generate", kwargs={"prompt": "a", "max_tokens": 1}, task_id="one").get(timeout=30)
+    foreign_app.AsyncResult("one").forget()
+    with pytest.raises(Exception, match="exists with another request"):
+        foreign_app.send_task("farm.generate", kwargs={"prompt": "b"}, task_id="one").get(timeout=30)
+    with pytest.raises(Exception, match="is no job id"):
+        foreign_app.send_task("farm.generate", kwargs={"prompt": "b"}, task_id="odd id").get(timeout=30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,8 @@ import pytest
 from farm import keys
 from farm.contracts import JobState
 from farm.ledger.jobs import Jobs
+from farm.local.server import EmbeddedServer
+from farm.settings import load_settings
 from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
 from tests.workers import PLAIN_CELERY, WorkerProcess
@@ -234,3 +237,45 @@ def test_engine_lost_while_the_server_is_away(jobs: Jobs, start_worker: StartWor
     worker.engine.kill()
     views = wait_for_all(jobs, ids)
     assert all(view.state is JobState.SUCCEEDED and len(view.token_ids) == 400 for view in views)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A server of the test's own, to be killed and frozen."""
+    server = EmbeddedServer(tmp_path / "redis", appendfsync="always")
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_server_killed_under_running_jobs(mortal: EmbeddedServer, tmp_path: Path) -> None:
+    """When the server dies under running jobs the worker waits for it, and every job ends after its return."""
+    jobs = Jobs(load_settings(redis={"url": mortal.url}))
+    worker = WorkerProcess(jobs, tmp_path, "w1", LEASE__LEASE_S=2, **SLOW).wait_ready()
+    ids = submit(jobs, 8, max_tokens=600)
+    wait_until(lambda: all(_has_tokens(jobs, job_id) for job_id in ids), why="all jobs to run")
+    mortal.kill()
+    wait_until(lambda: worker.log.count("unreachable") + worker.log.count("waits_for_server") > 1, why="it to notice")
+    mortal.start()
+    views = wait_for_all(jobs, ids)
+    assert all(view.state is JobState.SUCCEEDED and len(view.token_ids) == 600 for view in views)
+    assert worker.process.poll() is None
+    worker.kill()
+    jobs.client.close()
+
+
+def test_terminated_while_the_server_is_frozen(mortal: EmbeddedServer, tmp_path: Path) -> None:
+    """A worker that is terminated ends even when the server says nothing; its jobs wait for another one."""
+    jobs = Jobs(load_settings(redis={"url": mortal.url}))
+    worker = WorkerProcess(jobs, tmp_path, "w1", LEASE__LEASE_S=2, WORKER__DRAIN_S=1, **SLOW).wait_ready()
+    ids = submit(jobs, 4, **LONG)
+    wait_until(lambda: all(_has_tokens(jobs, job_id) for job_id in ids), why="all jobs to run")
+    server = psutil.Process(mortal.pid)
+    server.suspend()
+    worker.send(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    server.resume()
+    second = WorkerProcess(jobs, tmp_path, "w2", LEASE__LEASE_S=2).wait_ready()
+    assert {view.state for view in wait_for_all(jobs, ids)} == {JobState.SUCCEEDED}
+    second.kill()
+    jobs.client.close()
