@@ -142,7 +142,11 @@ def check_length(request: Request, facts: ModelFacts | None) -> None:
             raise InvalidRequest("prompt", f"token {largest:,} is unknown; {facts.name} has {facts.vocab:,} tokens")
         return
     if room < 1:
-        raise PromptTooLong.of(1, request.max_tokens, facts.context)
+        raise InvalidRequest(
+            "max_tokens",
+            f"{request.max_tokens:,} leaves no room for a prompt in {facts.context:,}, the model's context; "
+            f"give at most {facts.context - 1:,}",
+        )
     # A byte-level vocabulary gives at most one token per byte.
     if len(prompt) * MAX_BYTES_PER_CHAR <= room or len(prompt.encode()) <= room:
         return

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farm.contracts import SAFE_NAME, model_name
@@ -30,7 +30,7 @@ class _Group(BaseModel):
 
 class RedisSettings(_Group):
     url: SecretStr | None = None
-    """The ledger's server (redis://, rediss://, redis+sentinel://). Unset: the local farm that is running."""
+    """The ledger's server (redis://, rediss://, unix://). Unset: the local farm that is running."""
     timeout_s: float = Field(2.0, gt=0, le=60)
     """How long one answer may take. Short, so that a stalled server is noticed before a lease ends."""
     retries: int = Field(1, ge=0, le=10)
@@ -46,7 +46,13 @@ class BrokerSettings(_Group):
     """When kombu delivers an unacknowledged message again. Recovery does not wait for it: leases do that."""
     foreign_queues: list[str] = ["farm.default", "celery"]
     """Queues where other Celery apps may leave farm.generate. "celery" is where send_task goes unless told otherwise;
-    leave it out on a server that other Celery apps use too, since their tasks are unknown here."""
+    leave it out on a server that other Celery apps use too, since their tasks are unknown here. In the environment:
+    names with commas between them."""
+
+    @field_validator("foreign_queues", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 class LeaseSettings(_Group):
@@ -226,10 +232,9 @@ def load_settings(environ: Mapping[str, str] | None = None, **groups: Any) -> Se
 
     Raises SettingsError for a name that no group has, a value out of range, or values that contradict each other.
     """
-    check_names(os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    check_names(environ)
     try:
-        if environ is None:
-            return Settings(**groups)
         return Settings(_env_prefix="NOT_READ_", **_overridden(_grouped(environ), groups))
     except ValidationError as error:
         raise SettingsError(_problem(error)) from None

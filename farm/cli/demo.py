@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -160,12 +161,15 @@ def _show_next(stack: Stack | None, keep: bool) -> None:
         out.print(f"  export FARM_LOCAL__STATE_DIR={folder}", soft_wrap=True)
     else:
         out.print("Next:")
+        activate = Path(sys.executable).with_name("activate")
+        if shutil.which("farm") is None and activate.is_file():
+            out.print(f"  . {activate}", soft_wrap=True)
         if stack is not None:
-            out.print("  farm demo --keep                           the same, and leave Flower open to look at")
-            out.print("  farm up                                    a farm that stays; then, in another terminal:")
-    out.print('  farm submit "Once upon a time" --stream    ask it something')
-    out.print("  farm batch IN.jsonl -o OUT.jsonl           ask it a lot")
-    out.print("  farm status                                see how it stands")
+            out.print("  farm demo --keep                         the same, with Flower to look at")
+            out.print("  farm up                                  a farm that stays; elsewhere:")
+    out.print('  farm submit "Once upon a time" --stream  ask it something')
+    out.print("  farm batch IN.jsonl -o OUT.jsonl         ask it a lot")
+    out.print("  farm status                              see how it stands")
     sys.stdout.flush()
 
 

@@ -102,7 +102,7 @@ def submit(
     if stream and no_wait:
         raise InvalidRequest("--stream", "waits for the text, so it does not go with --no-wait; leave one out")
     if prompt == "-":
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = _standard_input()
     params = given(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -229,3 +229,10 @@ def _unknown(farm: Farm, job_id: str) -> str:
         return f"{job_id} is {farm.ledger.view(job_id).state.value}"
     except JobNotFound as error:
         return str(error)
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise InvalidRequest("prompt", "standard input is not UTF-8 text; convert it") from None

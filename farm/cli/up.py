@@ -102,5 +102,9 @@ def _show(stack: Stack) -> None:
         out.print(f"  export FARM_LOCAL__STATE_DIR={shlex.quote(str(folder.path))}", soft_wrap=True)
     out.print('  farm submit "Once upon a time" --stream')
     out.print("  farm status")
+    if stack.settings.redis.url is None:
+        out.print(
+            f"[dim]Celery apps find the server's URL, with its password, in {folder.note_path}[/dim]", soft_wrap=True
+        )
     out.print()
     out.print("[dim]Ctrl-C stops it; what was accepted is kept.[/dim]")

@@ -16,7 +16,7 @@ FILE = "farm.json"
 
 
 def discover(settings: Settings) -> Settings:
-    """The settings with a server to talk to: theirs, else the running local farm's.
+    """The settings with a server to talk to: theirs, else the running local farm's, and its model unless they name one.
 
     Raises SettingsError when no server is named and no local farm is running.
     """
@@ -28,6 +28,8 @@ def discover(settings: Settings) -> Settings:
             f"FARM_REDIS__URL is not set and no local farm is running in {settings.local.folder}; "
             "set it, or start one with: farm up"
         )
+    if "id" not in settings.model.model_fields_set and isinstance(found.get("model"), str):
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"id": found["model"]})})
     return with_url(settings, found["redis_url"])
 
 

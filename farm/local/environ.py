@@ -37,6 +37,8 @@ def with_values(settings: Settings, **groups: Mapping[str, Any]) -> Settings:
 def _text(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    if isinstance(value, bool | list | dict):
+    if isinstance(value, list):
+        return ",".join(value)
+    if isinstance(value, bool):
         return json.dumps(value)
     return str(value)

@@ -36,6 +36,7 @@ class Note:
     pid: int
     started_at: float
     workers: list[str]
+    model: str
     version: str
 
 
@@ -48,6 +49,7 @@ class Folder:
         self.logs = self.path / "logs"
         self.run = self.path / "run"
         self.note_path = self.path / "farm.json"
+        self.door_path = self.path / "server.json"
         self._locks: list[int] = []
 
     @property
@@ -82,10 +84,18 @@ class Folder:
 
     def write_note(self, note: Note) -> None:
         """Publish the farm, at once and only to its owner."""
-        descriptor, temporary = tempfile.mkstemp(dir=self.path, prefix=".farm.json.")  # made with mode 0600
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(note), file, indent=1)
-        Path(temporary).replace(self.note_path)
+        self._write(self.note_path, asdict(note))
+
+    def server_door(self) -> tuple[int, str]:
+        """Port and password of the server that ran here last, where clients look for it again; else 0 and ''."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            body = json.loads(self.door_path.read_text(encoding="utf-8"))
+            return int(body["port"]), str(body["password"])
+        return 0, ""
+
+    def keep_server_door(self, port: int, password: str) -> None:
+        """Remember them for the next start, only for the owner."""
+        self._write(self.door_path, {"port": port, "password": password})
 
     def remove_note(self) -> None:
         self.note_path.unlink(missing_ok=True)
@@ -105,6 +115,12 @@ class Folder:
             if path.stat().st_size > LOG_BYTES:
                 path.replace(path.with_suffix(".log.1"))
         return path
+
+    def _write(self, path: Path, body: dict[str, Any]) -> None:
+        descriptor, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{path.name}.")  # made with mode 0600
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(body, file, indent=1)
+        Path(temporary).replace(path)
 
     def _who_runs(self) -> str:
         note = self.read_note()

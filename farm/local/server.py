@@ -44,7 +44,7 @@ class EmbeddedServer:
     port: int = 0
     appendfsync: str = "everysec"
     options: dict[str, str] = field(default_factory=dict)
-    password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    password: str = field(default_factory=lambda: new_password(), repr=False)
     log_path: Path | None = None
     """Where its output goes; ``server.log`` beside the data unless given."""
     launcher: tuple[str, ...] = ()
@@ -138,6 +138,11 @@ class EmbeddedServer:
             **self.options,
         }
         return "".join(f"{name} {value}\n" for name, value in options.items())
+
+
+def new_password() -> str:
+    """A password that nobody guesses (192 bits)."""
+    return secrets.token_urlsafe(24)
 
 
 def find_binary() -> Path:

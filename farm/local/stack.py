@@ -24,7 +24,7 @@ from farm.errors import FarmError
 from farm.local.environ import child_environ, with_values
 from farm.local.folder import Folder, Note
 from farm.local.parts import Program, Server
-from farm.local.server import EmbeddedServer, free_port
+from farm.local.server import EmbeddedServer, free_port, new_password
 from farm.local.supervisor import Event, StackFailed, Supervisor
 from farm.settings import Settings
 
@@ -143,13 +143,17 @@ class Stack:
     def _set_up(self, supervisor: Supervisor) -> None:
         """Launch the parts, in the supervisor's thread. The server answers before anything else starts."""
         if self.settings.redis.url is None:
+            port, password = self.folder.server_door()
             self._server = EmbeddedServer(
                 self.folder.data,
+                port=free_port(port),
+                password=password or new_password(),
                 appendfsync="always" if self.settings.redis.durability == "fsync" else "everysec",
                 log_path=self.folder.log_path("redis"),
                 held_fd=self.folder.data_lock,
             )
             supervisor.launch(Server(self._server))
+            self.folder.keep_server_door(self._server.port, self._server.password)
         with connect(self.farm_settings.redis) as client, our_errors(address(self.farm_settings.redis)):
             seconds, microseconds = client.time()
         self._started_ms = seconds * 1000 + microseconds // 1000
@@ -248,7 +252,15 @@ class Stack:
 
     def _write_note(self) -> None:
         self.folder.write_note(
-            Note(self.redis_url, self.flower_url, os.getpid(), self.started_at, self.worker_names, __version__)
+            Note(
+                self.redis_url,
+                self.flower_url,
+                os.getpid(),
+                self.started_at,
+                self.worker_names,
+                self.settings.model.id,
+                __version__,
+            )
         )
 
     def _running(self) -> Supervisor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,17 @@ def test_a_running_job_survives_a_stop_and_a_start(up: Up) -> None:
     assert job["state"] == "succeeded"
     assert job["usage"]["completion_tokens"] == 400
     assert job["usage"]["resumed_tokens"] > 0
+
+
+def test_a_restarted_farm_has_the_address_it_had(tmp_path: Path) -> None:
+    """Who waits for a farm that is stopped and started again finds it: port, password and model stay."""
+    with running(tmp_path, "--no-flower", "--workers", 1) as first:
+        before = json.loads((tmp_path / "farm.json").read_text())["redis_url"]
+        assert first.ready["workers"]
+    with running(tmp_path, "--no-flower", "--workers", 1) as second:
+        assert json.loads((tmp_path / "farm.json").read_text())["redis_url"] == before
+        assert stat.S_IMODE((tmp_path / "server.json").stat().st_mode) == 0o600
+        assert farm("submit", "A goat", "--max-tokens", 2, **second.settings).code == 0
 
 
 def test_the_second_up_names_the_first(up: Up) -> None:

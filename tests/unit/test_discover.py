@@ -57,3 +57,11 @@ def test_what_a_dead_farm_left_is_ignored(settings: Settings, tmp_path: Path) ->
     (tmp_path / "farm.json").unlink()
     with pytest.raises(SettingsError, match="start one with: farm up"):
         discover(settings)
+
+
+def test_the_model_of_a_running_farm_is_the_default(settings: Settings, tmp_path: Path) -> None:
+    """Who finds a farm asks for the model that it serves, unless told another one."""
+    leave_note(tmp_path, redis_url=URL, pid=os.getpid(), model="/models/my-bloom")
+    assert discover(settings).model.name == "my-bloom"
+    told = with_url(load_settings({"FARM_MODEL__ID": "tiny-bloom"}, local={"state_dir": tmp_path}), None)
+    assert discover(told).model.name == "tiny-bloom"

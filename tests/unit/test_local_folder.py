@@ -18,7 +18,15 @@ pytestmark = pytest.mark.fast
 
 
 def _note() -> Note:
-    return Note("redis://:secret@127.0.0.1:7000/0", "http://127.0.0.1:5555", os.getpid(), 1.0, ["local-1"], "0.1.0")
+    return Note(
+        "redis://:secret@127.0.0.1:7000/0",
+        "http://127.0.0.1:5555",
+        os.getpid(),
+        1.0,
+        ["local-1"],
+        "tiny-bloom",
+        "0.1.0",
+    )
 
 
 def test_the_note_is_for_its_owner_alone(tmp_path: Path) -> None:

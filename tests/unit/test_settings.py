@@ -115,3 +115,12 @@ def test_every_setting_says_what_it_is() -> None:
             names.append(f"FARM_{group}__{name}".upper())
             assert field.description, f"{names[-1]} has no docstring"
     assert sorted(names) == sorted(setting_names())
+
+
+def test_a_list_is_names_with_commas() -> None:
+    """Queues are named in the environment with commas between them, or none at all."""
+    assert load_settings({"FARM_BROKER__FOREIGN_QUEUES": "farm.default, celery"}).broker.foreign_queues == [
+        "farm.default",
+        "celery",
+    ]
+    assert load_settings({"FARM_BROKER__FOREIGN_QUEUES": ""}).broker.foreign_queues == []

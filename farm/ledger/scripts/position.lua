@@ -7,7 +7,8 @@ if not job or job.state ~= 'queued' and job.state ~= 'dispatched' then return {0
 local rate = redis.call('HMGET', P .. 'rate:' .. job.model, 'at', 'per_s')
 local per_s = tonumber(rate[2] or 0) * math.exp(-(NOW - tonumber(rate[1] or NOW)) / 30000)
 local dispatched = tonumber(redis.call('HGET', P .. 'counts:' .. job.model, 'dispatched') or 0)
-if job.state == 'dispatched' then return {1, tostring(per_s)} end
+-- Its message is out: it runs in a moment, however slowly jobs came in lately.
+if job.state == 'dispatched' then return {1, '0'} end
 local ahead = dispatched
 for _, level in ipairs(LEVELS) do
   local own = level == job.priority
