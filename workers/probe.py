@@ -52,11 +52,13 @@ def _torch() -> dict[str, Any] | None:
 def _model(settings: Settings) -> dict[str, Any]:
     os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of the hub is imported: look, don't download
     from workers.engine.checkpoint import PACKAGED, find_checkpoint
+    from workers.engine.tokenizer import Tokenizer
 
     model_id = settings.model.id
     is_local = model_id in PACKAGED or Path(model_id).expanduser().is_dir()
     try:
         checkpoint = find_checkpoint(model_id, settings.model.revision)
+        Tokenizer(checkpoint.tokenizer)
     except ModelRefused as error:
         layers, hidden = PUBLISHED.get(model_id, (0, 0))
         weights = parameters(layers, hidden, PUBLISHED_VOCAB) if layers else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from farm.local.server import EmbeddedServer
 from tests.commands import Said, farm
+from workers.tiny_bloom import FOLDER
 
 
 def _verdicts(said: Said) -> dict[str, Any]:
@@ -53,3 +55,12 @@ def test_a_machine_without_a_farm_is_no_failure(tmp_path: Path) -> None:
     assert _verdicts(said)["server"] == "warn"
     assert _verdicts(said)["redis program"] == "ok"
     assert said.json["verdict"] == "warn"
+
+
+def test_a_model_without_a_tokenizer_is_refused_before_it_is_started(tmp_path: Path) -> None:
+    """The doctor refuses what a worker would refuse: here a folder that lacks its tokenizer."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(FOLDER / name, tmp_path / name)
+    said = farm("doctor", "--json", MODEL__ID=tmp_path, LOCAL__STATE_DIR=tmp_path / "state")
+    assert said.code == 1
+    assert "tokenizer.json" in said.out
