@@ -142,7 +142,7 @@ def check_length(request: Request, facts: ModelFacts | None) -> None:
             raise InvalidRequest("prompt", f"token {largest:,} is unknown; {facts.name} has {facts.vocab:,} tokens")
         return
     if room < 1:
-        raise InvalidRequest(
+        raise PromptTooLong(
             "max_tokens",
             f"{request.max_tokens:,} leaves no room for a prompt in {facts.context:,}, the model's context; "
             f"give at most {facts.context - 1:,}",

@@ -130,7 +130,7 @@ def test_a_bad_line_gets_an_error_and_stops_nothing(farm: Farm, hand: Farmhand, 
         "two": ("invalid_request", 8, "n"),
         "chat": ("invalid_request", 9, "url"),
         "other": ("invalid_request", 11, "model"),
-        "long": ("prompt_too_long", 12, "prompt"),
+        "long": ("prompt_too_long", 12, "max_tokens"),
     }
     for custom_id, (code, line, param) in expected.items():
         error = records[custom_id]["error"]
