@@ -100,7 +100,7 @@ class Runner:
                 self._flush()
             except ServerUnreachable as error:
                 log.warning("drained_without_server", error=str(error))
-            self._hand_back("drain", "drain")
+            self._hand_back(self._interrupt(Ending(JobState.QUEUED, "drain")), "drain", "drain")
 
     def stop(self) -> None:
         """End the engine and the beat, after ``drain``."""
@@ -176,12 +176,15 @@ class Runner:
             self._flush()
         except ServerUnreachable as error:
             log.warning("engine_lost_without_server", error=str(error))
-        threading.Thread(target=self._relaunch, name="engine-relaunch", daemon=True).start()
-        self._hand_back("lost", reason)
-
-    def _hand_back(self, kind: ReleaseKind, reason: str) -> None:
-        """Release every job that the engine has not ended, until the server has answered; else their leases end."""
+        except Exception:
+            log.exception("flush_failed")
+        # First, so that nothing which the next engine takes is handed back with what this one had.
         held = self._interrupt(Ending(JobState.QUEUED, reason))
+        threading.Thread(target=self._relaunch, name="engine-relaunch", daemon=True).start()
+        self._hand_back(held, "lost", reason)
+
+    def _hand_back(self, held: list[tuple[str, str]], kind: ReleaseKind, reason: str) -> None:
+        """Release jobs until the server has answered; else their leases end."""
         try:
             self._patiently(lambda: self._attempts.release(held, kind, reason, draining=self._draining.is_set()))
             log.info("handed_back", jobs=len(held), reason=reason)
