@@ -77,6 +77,12 @@ class WorkerProcess:
     def send(self, how: signal.Signals) -> None:
         self.process.send_signal(how)
 
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.kill()
+
     def kill(self) -> None:
         """End it as a crash would, with its engine."""
         if self.process.poll() is None:

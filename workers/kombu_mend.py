@@ -1,27 +1,49 @@
-"""A mend for kombu 5.7: closing a connection that is already gone must not end the worker.
+"""A mend for kombu 5.7: a message whose connection is gone must not end the worker.
 
-When Redis goes away under running tasks, Celery closes its old connection after kombu has collected it. The Redis
-transport then tries to put unacknowledged messages back through a channel without a connection, and the AttributeError
-is none of the errors after which Celery reconnects. There is nothing to put back: the ledger publishes them again.
+When Redis goes away under running tasks, Celery closes its old connection and opens another one. What is still to be
+acknowledged or put back belongs to a channel without a connection, and the AttributeError that this raises is none of
+the errors after which Celery reconnects. There is nothing to do for such a message: the ledger publishes a job again
+that needs it, and drops a delivery too many.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from kombu.transport import virtual
 from kombu.transport.redis import QoS
 
-_restore_unacked_once = QoS.restore_unacked_once
+_restore_unacked_once, _ack, _reject = QoS.restore_unacked_once, QoS.ack, QoS.reject
+
+
+def _is_connected(qos: Any) -> bool:
+    connection = qos.channel.connection
+    return connection is not None and connection.client is not None
 
 
 def _restore_if_connected(qos: Any, stderr: Any = None) -> None:
-    connection = qos.channel.connection
-    if connection is None or connection.client is None:
+    if _is_connected(qos):
+        _restore_unacked_once(qos, stderr)
+    else:
         qos._on_collect.cancel()
-        return
-    _restore_unacked_once(qos, stderr)
+
+
+def _ack_if_connected(qos: Any, delivery_tag: str) -> None:
+    if _is_connected(qos):
+        _ack(qos, delivery_tag)
+    else:
+        virtual.QoS.ack(qos, delivery_tag)
+
+
+def _reject_if_connected(qos: Any, delivery_tag: str, requeue: bool = False) -> None:
+    if _is_connected(qos):
+        _reject(qos, delivery_tag, requeue)
+    else:
+        virtual.QoS.ack(qos, delivery_tag)
 
 
 def mend() -> None:
     """Install the mend for this process. Twice is once."""
     QoS.restore_unacked_once = _restore_if_connected  # type: ignore[method-assign, assignment]
+    QoS.ack = _ack_if_connected  # type: ignore[method-assign, assignment]
+    QoS.reject = _reject_if_connected  # type: ignore[method-assign, assignment]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from kombu import Connection
 
 from farm import keys
 from farm.contracts import JobState
@@ -19,6 +20,7 @@ from farm.settings import load_settings
 from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
 from tests.workers import PLAIN_CELERY, WorkerProcess
+from workers import kombu_mend
 
 LONG = {"max_tokens": 400}
 SLOW = {"ENGINE__SYNTHETIC_STEP_S": 0.01}
@@ -251,31 +253,50 @@ def mortal(tmp_path: Path) -> Iterator[EmbeddedServer]:
 def test_server_killed_under_running_jobs(mortal: EmbeddedServer, tmp_path: Path) -> None:
     """When the server dies under running jobs the worker waits for it, and every job ends after its return."""
     jobs = Jobs(load_settings(redis={"url": mortal.url}))
-    worker = WorkerProcess(jobs, tmp_path, "w1", LEASE__LEASE_S=2, **SLOW).wait_ready()
-    ids = submit(jobs, 8, max_tokens=600)
-    wait_until(lambda: all(_has_tokens(jobs, job_id) for job_id in ids), why="all jobs to run")
-    mortal.kill()
-    wait_until(lambda: worker.log.count("unreachable") + worker.log.count("waits_for_server") > 1, why="it to notice")
-    mortal.start()
-    views = wait_for_all(jobs, ids)
-    assert all(view.state is JobState.SUCCEEDED and len(view.token_ids) == 600 for view in views)
-    assert worker.process.poll() is None
-    worker.kill()
+    with WorkerProcess(jobs, tmp_path, "w1", LEASE__LEASE_S=2, **SLOW) as worker:
+        worker.wait_ready()
+        ids = submit(jobs, 8, max_tokens=600)
+        wait_until(lambda: all(_has_tokens(jobs, job_id) for job_id in ids), why="all jobs to run")
+        mortal.kill()
+        wait_until(
+            lambda: worker.log.count("unreachable") + worker.log.count("waits_for_server") > 1, why="it to notice"
+        )
+        mortal.start()
+        views = wait_for_all(jobs, ids)
+        assert all(view.state is JobState.SUCCEEDED and len(view.token_ids) == 600 for view in views)
+        assert worker.process.poll() is None
+        assert "Unrecoverable" not in worker.log
     jobs.client.close()
 
 
 def test_terminated_while_the_server_is_frozen(mortal: EmbeddedServer, tmp_path: Path) -> None:
     """A worker that is terminated ends even when the server says nothing; its jobs wait for another one."""
     jobs = Jobs(load_settings(redis={"url": mortal.url}))
-    worker = WorkerProcess(jobs, tmp_path, "w1", LEASE__LEASE_S=2, WORKER__DRAIN_S=1, **SLOW).wait_ready()
-    ids = submit(jobs, 4, **LONG)
-    wait_until(lambda: all(_has_tokens(jobs, job_id) for job_id in ids), why="all jobs to run")
-    server = psutil.Process(mortal.pid)
-    server.suspend()
-    worker.send(signal.SIGTERM)
-    assert worker.wait(20) == 0
-    server.resume()
-    second = WorkerProcess(jobs, tmp_path, "w2", LEASE__LEASE_S=2).wait_ready()
-    assert {view.state for view in wait_for_all(jobs, ids)} == {JobState.SUCCEEDED}
-    second.kill()
+    with WorkerProcess(jobs, tmp_path, "w1", LEASE__LEASE_S=2, WORKER__DRAIN_S=1, **SLOW) as worker:
+        worker.wait_ready()
+        ids = submit(jobs, 4, **LONG)
+        wait_until(lambda: all(_has_tokens(jobs, job_id) for job_id in ids), why="all jobs to run")
+        server = psutil.Process(mortal.pid)
+        server.suspend()
+        worker.send(signal.SIGTERM)
+        assert worker.wait(20) == 0
+        server.resume()
+    with WorkerProcess(jobs, tmp_path, "w2", LEASE__LEASE_S=2) as second:
+        second.wait_ready()
+        assert {view.state for view in wait_for_all(jobs, ids)} == {JobState.SUCCEEDED}
     jobs.client.close()
+
+
+@pytest.mark.parametrize("answer", ["ack", "reject", "requeue"])
+def test_message_of_a_connection_that_is_gone(server: EmbeddedServer, answer: str) -> None:
+    """A message whose connection was closed can still be answered; the worker lives, and the ledger sees to the job."""
+    kombu_mend.mend()
+    connection = Connection(server.url)
+    queue = connection.SimpleQueue("mend")
+    queue.put({})
+    message = queue.get(timeout=10)
+    connection.close()
+    assert message.channel.connection is None
+    message.channel._disconnect_pools()  # Celery's next connection finds it without a pool
+    getattr(message, answer)()
+    assert message.acknowledged
