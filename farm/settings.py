@@ -28,6 +28,11 @@ class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def _names(value: object) -> object:
+    """Names with commas between them as a list; anything else as it is."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
 class RedisSettings(_Group):
     url: SecretStr | None = None
     """The ledger's server (redis://, rediss://, unix://). Unset: the local farm that is running."""
@@ -52,7 +57,7 @@ class BrokerSettings(_Group):
     @field_validator("foreign_queues", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+        return _names(value)
 
 
 class LeaseSettings(_Group):
@@ -112,8 +117,22 @@ class EngineSettings(_Group):
     """Prompt and completion tokens of one sequence at the most. Bloom was trained on 2,048."""
     kv_bytes: int | None = Field(None, ge=1 << 16)
     """Memory for keys and values. Unset: what all slots need, up to a quarter of the free memory."""
+    kv_layout: Literal["auto", "contiguous", "paged"] = "auto"
+    """How keys and values lie: in one piece per sequence, best on CPUs, or in pages of 16 tokens, best on GPUs."""
+    prefix_caching: bool = True
+    """Compute equal beginnings of one tenant's prompts once."""
     prefill_budget: int = Field(128, ge=1)
     """Prompt tokens computed beside the running sequences in one step."""
+    prefill_slowdown: float = Field(2.5, ge=1)
+    """How many times as long as without it a step may take while it computes part of a longer prompt than the budget;
+    1 puts running sequences first, a large number the prompts."""
+    devices: list[str] = []
+    """Where the model's stages run, first to last, with commas between them: "cpu,cpu" is two stages that share the
+    threads. Unset: one stage on the CPU."""
+    native: Literal["auto", "off"] = "auto"
+    """auto: the C++ kernels are compiled at the first start if there is a compiler, and used if they pass a test."""
+    quantization: Literal["int8"] | None = None
+    """int8: weights of 8 bits with a scale per row, and likewise what they are multiplied with. Faster, less exact."""
     threads: int | None = Field(None, ge=1)
     """Threads of the forward pass. Unset: the cores that this process may use."""
     watchdog_s: float = Field(60.0, gt=0)
@@ -122,6 +141,11 @@ class EngineSettings(_Group):
     """An engine that has not loaded its model by then is killed and started again."""
     synthetic_step_s: float = Field(0.0, ge=0)
     """How long a step of the synthetic engine takes."""
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _names(value)
 
 
 class ClientSettings(_Group):

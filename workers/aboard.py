@@ -65,6 +65,7 @@ def order(claim: Claim) -> Add:
         params=sampling_params(claim.request, claim.id),
         resume=[token_id for token_id, _ in claim.kept],
         deadline_s=claim.deadline_s,
+        scope=claim.tenant,
     )
 
 

@@ -31,6 +31,7 @@ class Claim:
     deadline_s: float | None
     is_plain: bool
     created_at: float
+    tenant: str
     kept: list[tuple[int, str]]
 
 
@@ -121,7 +122,7 @@ class Attempts:
         )
         if answer[0] != "claimed":
             return Refusal(answer[0], JobState(answer[1]) if len(answer) > 1 else None)
-        _, request, attempt, left_ms, plain, created, *entries = answer
+        _, request, attempt, left_ms, plain, created, tenant, *entries = answer
         return Claim(
             id=job_id,
             nonce=nonce,
@@ -130,6 +131,7 @@ class Attempts:
             deadline_s=int(left_ms) / 1000 if left_ms else None,
             is_plain=bool(plain),
             created_at=int(created) / 1000,
+            tenant=tenant,
             kept=[(token[0], token[1]) for token in map(json.loads, entries)],
         )
 

@@ -17,7 +17,7 @@ from tests.engine.driving import bloom, one
 from workers.engine.bloom import Bloom
 from workers.engine.checkpoint import BloomConfig, find_checkpoint
 from workers.engine.engine import Engine
-from workers.engine.kv_cache import KVCache
+from workers.engine.kv.cache import KVCache
 
 SHAPE = BloomConfig(vocab=300, hidden=32, layers=2, heads=4)
 PROMPT = [10, 40, 90, 200]

@@ -58,15 +58,55 @@ def test_tokens_equal_generate_whatever_the_shape_and_the_order_of_arrival(shape
     assert len(set(generated)) > len(generated) / 12, "the texts only repeat themselves: the comparison proves nothing"
 
 
-def test_tokens_equal_generate_when_memory_holds_two_requests_at_a_time(tmp_path: Path) -> None:
-    """A cache that is short of memory delays requests, and changes no token."""
-    shape = SHAPES["6 heads"]
-    folder = save_bloom(tmp_path / "bloom", shape)
-    adds = _adds(_prompts(shape.vocab, 8, seed=9), random.Random(9))
+LAYOUTS: dict[str, dict[str, object]] = {
+    "contiguous": {},
+    "paged": {"kv_layout": "paged"},
+    "two stages": {"devices": ["cpu", "cpu"]},
+    "three stages, paged": {"devices": ["cpu", "cpu", "cpu"], "kv_layout": "paged"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_tokens_equal_generate_in_every_layout_when_memory_runs_short(
+    layout: dict[str, object], tmp_path: Path
+) -> None:
+    """Whatever the cache's layout and the number of stages, sequences that were preempted, moved and computed again
+    get the tokens that they would get alone."""
+    shape = SHAPES["5 heads"]
+    folder = save_bloom(tmp_path / "bloom", shape, seed=3, scale=6.0)
+    rng = random.Random(9)
+    adds = [
+        Add(str(i), prompt, SamplingParams(max_tokens=rng.randint(20, 70), ignore_eos=True))
+        for i, prompt in enumerate(_prompts(shape.vocab, 10, seed=9))
+    ]
     token_bytes = 2 * shape.layers * shape.hidden * 4
-    model = bloom(folder, max_slots=8, kv_bytes=256 * token_bytes)
+    model = bloom(folder, max_slots=8, kv_bytes=256 * token_bytes, **layout)
     assert model.ready.kv_tokens == 256
-    _check(folder, adds, drive(Engine(model, prefill_budget=128), adds))
+    engine = Engine(model, prefill_budget=24)
+    _check(folder, adds, drive(engine, adds, arrive=[rng.randint(0, 30) for _ in adds]))
+    assert engine.stats.preemptions > 0, "memory never ran short: nothing was shown"
+    assert engine.stats.kv_tokens == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_tokens_equal_generate_when_beginnings_are_shared(layout: dict[str, object], tmp_path: Path) -> None:
+    """Prompts that begin alike compute the beginning once, and get the tokens that they would get alone."""
+    shape = SHAPES["5 heads"]
+    folder = save_bloom(tmp_path / "bloom", shape, scale=6.0)
+    rng = random.Random(4)
+    begin = [rng.randrange(FIRST_BYTE, shape.vocab) for _ in range(150)]
+    prompts = [begin[: rng.choice([64, 100, 130, 150])] + prompt for prompt in _prompts(shape.vocab, 8, seed=4)]
+    adds = [
+        Add(str(i), prompt, SamplingParams(max_tokens=12, ignore_eos=True), scope="a" if i < 6 else "b")
+        for i, prompt in enumerate(prompts)
+    ]
+    model = bloom(folder, max_slots=4, **layout)
+    engine = Engine(model, prefill_budget=48)
+    _check(folder, adds, drive(engine, adds, arrive=range(0, 8 * 20, 20)))
+    block = 16 if "kv_layout" in layout else 64
+    alike = [sum(map(int.__eq__, prompt[:150], begin)) // block * block for prompt in prompts]
+    assert engine.stats.cached_prompt_tokens >= sum(alike[1:6]) // 2
+    assert engine.stats.cached_prompt_tokens % block == 0
 
 
 def test_the_end_of_text_token_stops_where_generate_stops(tmp_path: Path) -> None:

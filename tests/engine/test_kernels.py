@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.engine.arena import Arena, Block
 from workers.engine.kernels.attention import DecodeGroups, alibi_slopes
 from workers.engine.kernels.linear import Linear, fastest_backend, gelu
-from workers.engine.kv_cache import KVCache
+from workers.engine.kv.arena import Arena, Block
+from workers.engine.kv.cache import KVCache
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -7,14 +7,16 @@ pipe, no Redis and no Celery either.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from farm.errors import FarmError, InvalidRequest, PromptTooLong
-from workers.engine.arena import Arena
 from workers.engine.detokenizer import Detokenizer, Pieces
-from workers.engine.protocol import Add, Admitted, Emitted, Event, Failed, Finished, FinishReason, Ready, Token
+from workers.engine.kv.manager import KVManager
+from workers.engine.pacer import Pacer
+from workers.engine.protocol import Add, Admitted, Emitted, Event, Failed, Finished, FinishReason, Ready, Stats, Token
 from workers.engine.scheduler import Scheduler, Step
 from workers.engine.sequence import Sequence
 
@@ -31,8 +33,23 @@ class Pick:
     top: list[tuple[int, float]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a step: a pick for each of its ``sampled``, in order, and how long its slowest stage took."""
+
+    picks: list[Pick]
+    seconds: float
+
+
+class OutOfMemory(FarmError):
+    """A step found no memory to compute in."""
+
+    code = "out_of_memory"
+    retryable = True
+
+
 class Model(Protocol):
-    """What the engine drives."""
+    """What the engine drives. Steps are computed in the order in which they were submitted."""
 
     @property
     def ready(self) -> Ready:
@@ -48,19 +65,50 @@ class Model(Protocol):
     def pieces(self) -> Pieces:
         """A fresh detokenizer for one sequence."""
 
-    def run(self, step: Step) -> list[Pick]:
-        """Compute a step's tokens and pick one for each of ``step.sampled``, in order."""
+    @property
+    def depth(self) -> int:
+        """How many steps in flight keep all its stages busy."""
+
+    def memory(self) -> KVManager:
+        """The bookkeeping of its KV cache, empty."""
+
+    def submit(self, step: Step) -> None:
+        """Begin a step; at most ``depth`` are in flight."""
+
+    def collect(self) -> Result:
+        """Wait for the oldest step in flight. Raises OutOfMemory, after which every other step is to be dropped."""
+
+    def drop(self) -> None:
+        """Wait for the steps in flight and forget what came of them."""
+
+
+DEFAULT_SLOWDOWN = 2.5
+"""Leaves something of the factor of 3 that people are promised to what can't be foreseen."""
+_RECOVERY_STEPS = 256
+"""Steps without a shortage of memory until the engine tries more at once again."""
 
 
 class Engine:
     """Generates for many jobs at once. Not thread-safe: one loop owns it."""
 
-    def __init__(self, model: Model, prefill_budget: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        model: Model,
+        prefill_budget: int,
+        *,
+        slowdown: float = DEFAULT_SLOWDOWN,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """prefill_budget: prompt tokens of a step.  slowdown: see ``Pacer``."""
         self.model = model
         self.ready = model.ready
         self.steps = 0
         self._clock = clock
-        self._scheduler = Scheduler(self.ready.slots, Arena(self.ready.kv_tokens), prefill_budget)
+        self._scheduler = Scheduler(self.ready.slots, model.memory(), prefill_budget, model.depth)
+        self._pacer = Pacer(slowdown, prefill_budget)
+        self._in_flight: deque[Step] = deque()
+        self._out_of_memory = 0
+        self._steps_since_shortage = 0
         self._live: dict[str, _Live] = {}
         self._events: list[Event] = []
 
@@ -100,21 +148,67 @@ class Engine:
         if live is not None:
             self._scheduler.remove(live.sequence)
 
+    @property
+    def stats(self) -> Stats:
+        """Counts since the start, and what is in use now."""
+        return Stats(
+            kv_tokens=self._scheduler.kv.used,
+            preemptions=self._scheduler.preemptions,
+            out_of_memory=self._out_of_memory,
+            cached_prompt_tokens=self._scheduler.cached_tokens,
+        )
+
     def step(self) -> list[Event]:
         """Compute one step and return what happened. Any exception means that the engine is lost."""
         self.steps += 1
         now = self._clock()
         for sequence in self._scheduler.overdue(now):
             self._retire(self._live[sequence.id], "expired")
-        step = self._scheduler.schedule()
-        if step.tokens:
-            picks = self.model.run(step)
-            sampled = step.sampled
-            self._scheduler.complete(step)
-            for sequence, pick in zip(sampled, picks, strict=True):
-                self._emit(self._live[sequence.id], pick)
+        self._fill()
+        if self._in_flight:
+            try:
+                self._take(self.model.collect())
+            except OutOfMemory as error:
+                self._recover(error)
         events, self._events = self._events, []
         return events
+
+    def _fill(self) -> None:
+        """Put steps in flight, as many as the model's stages can work on."""
+        while len(self._in_flight) < self.model.depth:
+            self._scheduler.pace = self._pacer.tokens
+            step = self._scheduler.schedule()
+            if step is None:
+                return
+            self.model.submit(step)
+            self._in_flight.append(step)
+
+    def _take(self, result: Result) -> None:
+        """Take in the oldest step. What it gave to sequences that are gone by now is nobody's."""
+        step = self._in_flight.popleft()
+        sampled = step.sampled
+        self._scheduler.complete(step)
+        self._pacer.observe(step, result.seconds)
+        for sequence, pick in zip(sampled, result.picks, strict=True):
+            live = self._live.get(sequence.id)
+            if live is not None and live.sequence is sequence:
+                self._emit(live, pick)
+        self._steps_since_shortage += 1
+        if self._steps_since_shortage % _RECOVERY_STEPS == 0:
+            self._scheduler.grow()
+
+    def _recover(self, error: OutOfMemory) -> None:
+        """Compute less at once from here on, everything anew. Where nothing less is left, fail the oldest job."""
+        self._out_of_memory += 1
+        self._steps_since_shortage = 0
+        self.model.drop()
+        self._in_flight.clear()
+        oldest = next(iter(self._scheduler.running), None)
+        self._scheduler.abandon()
+        if not self._scheduler.shrink() and oldest is not None:
+            self._fail(
+                self._live[oldest.id], error.code, f"{error}; lower max_tokens or use more memory", retryable=True
+            )
 
     def _open(self, add: Add) -> _Live:
         """Check a request. Raises InvalidRequest or PromptTooLong."""
@@ -138,6 +232,7 @@ class Engine:
             params=params,
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.model.eos_ids),
             deadline=None if add.deadline_s is None else self._clock() + add.deadline_s,
+            scope=add.scope,
         )
         return _Live(sequence, Detokenizer(self.model.pieces(), params.stop), add.resume)
 
@@ -178,9 +273,9 @@ class Engine:
         self._drop(live)
         self._events.append(Finished(live.sequence.id, reason, live.detokenizer.flush()))
 
-    def _fail(self, live: _Live, code: str, message: str) -> None:
+    def _fail(self, live: _Live, code: str, message: str, *, retryable: bool = False) -> None:
         self._drop(live)
-        self._events.append(Failed(live.sequence.id, code, message))
+        self._events.append(Failed(live.sequence.id, code, message, retryable))
 
     def _drop(self, live: _Live) -> None:
         del self._live[live.sequence.id]

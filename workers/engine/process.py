@@ -29,7 +29,7 @@ def serve(connection: Connection) -> None:
     threading.Thread(target=_read, args=(connection, commands), name="commands", daemon=True).start()
     try:
         settings = load_settings()
-        engine = Engine(load_model(settings), settings.engine.prefill_budget)
+        engine = Engine(load_model(settings), settings.engine.prefill_budget, slowdown=settings.engine.prefill_slowdown)
     except FarmError as error:
         _send(connection, Refused(error.code, str(error)))
         return
@@ -55,7 +55,7 @@ def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Co
         now = time.monotonic()
         if events or now - reported >= BEAT_S:
             reported = now
-            _send(connection, Report(engine.steps, engine.running, engine.waiting, events))
+            _send(connection, Report(engine.steps, engine.running, engine.waiting, events, engine.stats))
 
 
 def _take_all(engine: Engine, commands: queue.SimpleQueue[Command], wait_s: float) -> None:

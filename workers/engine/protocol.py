@@ -43,6 +43,7 @@ class SamplingParams:
 class Add:
     """Generate for one job. ``resume`` holds the tokens that earlier attempts checkpointed; ``deadline_s`` is from now.
 
+    Only jobs of one ``scope`` share what was computed for equal beginnings of their prompts.
     Adding an id that is still being generated starts it anew.
     """
 
@@ -51,6 +52,7 @@ class Add:
     params: SamplingParams
     resume: list[int] = field(default_factory=list)
     deadline_s: float | None = None
+    scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,20 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Stats:
+    """The KV cache's use now, in tokens, and what has happened since the engine started.
+
+    ``preemptions`` counts sequences that gave their memory back, ``out_of_memory`` steps that found none to compute in,
+    ``cached_prompt_tokens`` prompt tokens that were not computed because another prompt began with them.
+    """
+
+    kv_tokens: int = 0
+    preemptions: int = 0
+    out_of_memory: int = 0
+    cached_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What the steps since the last report did; with no events it is a beat that says the engine is alive."""
 
@@ -144,13 +160,14 @@ class Report:
     running: int
     waiting: int
     events: list[Event]
+    stats: Stats = field(default_factory=Stats)
 
 
 Command = Add | Cancel
 Message = Ready | Refused | Report
 
 _FLAT: dict[str, Any] = {t.__name__: t for t in (Cancel, Admitted, Finished, Failed, Ready, Refused)}
-_FIELDS: dict[type, tuple[str, ...]] = {t: t.__match_args__ for t in (*_FLAT.values(), SamplingParams)}
+_FIELDS: dict[type, tuple[str, ...]] = {t: t.__match_args__ for t in (*_FLAT.values(), SamplingParams, Stats)}
 _dumps: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -170,9 +187,11 @@ def _pack(message: Command | Message | Event) -> list[Any]:
         tokens = [(t.id, t.text) if t.logprob is None else (t.id, t.text, t.logprob, t.top) for t in message.tokens]
         return ["Emitted", message.id, tokens]
     if isinstance(message, Report):
-        return ["Report", message.steps, message.running, message.waiting, [_pack(event) for event in message.events]]
+        events = [_pack(event) for event in message.events]
+        return ["Report", message.steps, message.running, message.waiting, events, _values(message.stats)]
     if isinstance(message, Add):
-        return ["Add", message.id, message.prompt, _values(message.params), message.resume, message.deadline_s]
+        params = _values(message.params)
+        return ["Add", message.id, message.prompt, params, message.resume, message.deadline_s, message.scope]
     return [type(message).__name__, *_values(message)]
 
 
@@ -185,7 +204,7 @@ def _unpack(body: list[Any]) -> Any:
     if kind == "Emitted":
         return Emitted(values[0], [_token(*token) for token in values[1]])
     if kind == "Report":
-        return Report(values[0], values[1], values[2], [_unpack(event) for event in values[3]])
+        return Report(values[0], values[1], values[2], [_unpack(event) for event in values[3]], Stats(*values[4]))
     if kind == "Add":
         params = dict(zip(_FIELDS[SamplingParams], values[2], strict=True))
         params["stop"], params["stop_token_ids"] = tuple(params["stop"]), tuple(params["stop_token_ids"])

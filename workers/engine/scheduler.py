@@ -1,15 +1,18 @@
-"""Which sequences take part in the next step: slots, KV tokens and prefill budget shared first come first served.
+"""Which sequences take part in the next step: slots, KV memory and prefill budget shared first come first served.
 
 Knows no torch, no text and no clock; the engine tells it what time it is.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+from bisect import insort
+from dataclasses import dataclass, field
 
-from workers.engine.arena import Arena
+from workers.engine.kv.manager import Copy, KVManager
 from workers.engine.sequence import Sequence
+
+LEAST_BUDGET = 16
+"""Prompt tokens that any step may compute: fewer would not pay for reading the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,11 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one forward pass computes: a token of each decoding sequence, then chunks of prompts."""
+    """What one forward pass computes: a token of each decoding sequence, then chunks of prompts, after the copies."""
 
     decodes: list[Sequence]
     chunks: list[Chunk]
+    copies: list[Copy] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -38,62 +42,151 @@ class Step:
 
     @property
     def sampled(self) -> list[Sequence]:
-        """Sequences that get a token from this step, in the order of its rows."""
+        """Sequences that get a token from this step, in the order of its rows. As of before ``complete``."""
         return [*self.decodes, *(chunk.sequence for chunk in self.chunks if chunk.completes)]
 
 
 class Scheduler:
-    """Waiting and running sequences.
+    """Waiting and running sequences, each oldest first.
 
-    A sequence is admitted when a slot and a block for its prompt and max_tokens are free, so a running one never lacks
-    memory. The head of the queue is never overtaken: a large request is not starved by small ones.
+    A sequence is admitted when a slot is free and memory for its tokens so far. When a running one finds no memory for
+    its next token, the youngest is preempted: it gives its memory back and waits to be computed again, with all its
+    tokens. So the oldest always gets on. The head of the queue is never overtaken, so none is starved.
+
+    With ``depth`` steps in flight each takes its share of the decoding sequences, so that all stages have work.
     """
 
-    def __init__(self, slots: int, arena: Arena, prefill_budget: int) -> None:
-        self.slots = slots
-        self.arena = arena
-        self.prefill_budget = prefill_budget
-        self.waiting: deque[Sequence] = deque()
+    def __init__(self, slots: int, kv: KVManager, prefill_budget: int, depth: int = 1) -> None:
+        self.kv = kv
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.preemptions = 0
+        self.cached_tokens = 0
+        """Tokens that were not computed at admission, since another sequence had begun with them."""
+        self.pace = prefill_budget
+        """Prompt tokens of long prompts in a step with decoding sequences, so that these are not stalled."""
+        self._slots = self._most_slots = slots
+        self._budget = self._most_budget = prefill_budget
+        self._depth = depth
+        self._arrivals = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. It must fit an empty arena."""
-        assert sequence.kv_tokens <= self.arena.largest
+        """Queue a sequence. It must fit an empty cache."""
+        assert sequence.kv_tokens <= self.kv.largest
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a waiting or running sequence and free its memory."""
-        if sequence.block is None:
+        if sequence.place is None:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        self.arena.give_back(sequence.block)
-        sequence.block = None
+        self.kv.release(sequence)
 
     def overdue(self, now: float) -> list[Sequence]:
         """Sequences whose deadline has passed."""
         return [s for s in (*self.running, *self.waiting) if s.deadline is not None and s.deadline <= now]
 
-    def schedule(self) -> Step:
-        """Admit what fits and share out the prefill budget. Never empty while there is a sequence."""
-        while self.waiting and len(self.running) < self.slots:
-            block = self.arena.take(self.waiting[0].kv_tokens)
-            if block is None:
-                break
-            sequence = self.waiting.popleft()
-            sequence.block = block
-            self.running.append(sequence)
-        chunks: list[Chunk] = []
-        budget = self.prefill_budget
-        for sequence in self.running:
-            if budget > 0 and sequence.pending > 1:
-                chunks.append(Chunk(sequence, min(sequence.pending, budget)))
-                budget -= chunks[-1].count
-        return Step([sequence for sequence in self.running if sequence.pending == 1], chunks)
+    def schedule(self) -> Step | None:
+        """The next step; None if all sequences are in flight or there is none."""
+        decodes = self._decodes()
+        admitted = self._admit()
+        step = Step(decodes, self._chunks(decodes, admitted))
+        if not step.tokens:
+            return None
+        for sequence in (*decodes, *(chunk.sequence for chunk in step.chunks)):
+            sequence.in_flight = True
+        step.copies.extend(self.kv.take_copies())
+        return step
 
     def complete(self, step: Step) -> None:
         """Note that a step's tokens are in the KV cache."""
-        for sequence in step.decodes:
-            sequence.computed += 1
-        for chunk in step.chunks:
-            chunk.sequence.computed += chunk.count
+        counts = [(sequence, 1) for sequence in step.decodes]
+        counts += [(chunk.sequence, chunk.count) for chunk in step.chunks]
+        for sequence, count in counts:
+            sequence.in_flight = False
+            if sequence.place is not None:
+                sequence.computed += count
+                self.kv.share(sequence)
+
+    def abandon(self) -> None:
+        """Preempt everything, steps in flight included, and trust nothing that the KV cache holds."""
+        for sequence in [*self.running]:
+            self._preempt(sequence)
+        self.kv.forget()
+
+    def shrink(self) -> bool:
+        """Halve what a step may compute. False if it is down to one sequence and the least budget already."""
+        if self._slots == 1 and self._budget <= LEAST_BUDGET:
+            return False
+        self._slots = max(1, self._slots // 2)
+        self._budget = max(min(LEAST_BUDGET, self._budget), self._budget // 2)
+        return True
+
+    def grow(self) -> None:
+        """Take back one ``shrink``, up to what was set."""
+        self._slots = min(self._most_slots, self._slots * 2)
+        self._budget = min(self._most_budget, self._budget * 2)
+
+    def _decodes(self) -> list[Sequence]:
+        """This step's share of the decoding sequences, each with memory for its next token."""
+        share = -(-len(self.running) // self._depth)
+        decodes: list[Sequence] = []
+        for sequence in [*self.running]:
+            if len(decodes) == share:
+                break
+            is_ready = sequence.place is not None and not sequence.in_flight and sequence.pending == 1
+            if is_ready and self._make_room(sequence):
+                decodes.append(sequence)
+        return decodes
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Find memory for its next token, at the cost of younger sequences. False if it had to give way itself."""
+        while not self.kv.extend(sequence):
+            youngest = next(other for other in reversed(self.running) if not other.in_flight)
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.kv.release(sequence)
+        sequence.computed = 0
+        sequence.in_flight = False
+        insort(self.waiting, sequence, key=_age)
+        self.preemptions += 1
+
+    def _admit(self) -> list[Sequence]:
+        """Let in from the head of the queue what fits."""
+        admitted = []
+        while self.waiting and len(self.running) < self._slots and self.kv.admit(self.waiting[0]):
+            sequence = self.waiting.pop(0)
+            self.cached_tokens += sequence.computed
+            insort(self.running, sequence, key=_age)
+            admitted.append(sequence)
+        return admitted
+
+    def _chunks(self, decodes: list[Sequence], admitted: list[Sequence]) -> list[Chunk]:
+        """Share out the prefill budget. A prompt that takes several steps is paced beside decoding sequences."""
+        budget, paced = self._budget, min(self.pace, self._budget)
+        chunks: list[Chunk] = []
+        for sequence in self.running:
+            # All but the last token of a new one may have been cached.
+            is_prompt = sequence.pending > 1 or (sequence.pending == 1 and sequence in admitted)
+            if sequence.in_flight or not is_prompt:
+                continue
+            is_long = bool(decodes) and len(sequence.tokens) > self._most_budget
+            count = min(sequence.pending, paced if is_long else budget)
+            if count <= 0:
+                continue
+            chunks.append(Chunk(sequence, count))
+            budget -= count
+            paced = min(paced - count if is_long else paced, budget)
+        return chunks
+
+
+def _age(sequence: Sequence) -> int:
+    return sequence.arrival

@@ -8,16 +8,29 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from workers.engine.arena import Block
+from workers.engine.kv.arena import Block
 from workers.engine.protocol import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """A table of pages: token i lies in page ``table[i // PAGE]``."""
+
+    table: list[int]
+
+
+Place = Block | Pages
+"""Where a sequence's keys and values lie, in either layout of the KV cache."""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Prompt and generated tokens of one job.
 
-    ``tokens`` is prompt, resumed and new tokens in a row; the first ``computed`` of them are in the KV cache.
-    ``stop_ids`` end the text; ``deadline`` is a reading of the monotonic clock in seconds.
+    ``tokens`` is prompt, resumed and new tokens in a row; the first ``computed`` of them are in the KV cache, at
+    ``place``. ``stop_ids`` end the text; ``deadline`` is a reading of the monotonic clock in seconds. ``scope`` parts
+    those who may share cached prefixes. ``arrival`` orders sequences by age. A sequence is in flight while a step that
+    computes tokens of it has not been collected.
     """
 
     id: str
@@ -26,8 +39,12 @@ class Sequence:
     params: SamplingParams
     stop_ids: frozenset[int] = frozenset()
     deadline: float | None = None
+    scope: str = ""
+    arrival: int = 0
     computed: int = 0
-    block: Block | None = None
+    place: Place | None = None
+    in_flight: bool = False
+    block_names: list[bytes] = field(default_factory=list, repr=False)
     counts: Counter[int] | None = field(default=None, repr=False)
 
     @property
@@ -42,7 +59,7 @@ class Sequence:
 
     @property
     def kv_tokens(self) -> int:
-        """KV tokens that the sequence may need at the most; reserved when it is admitted, so none is ever evicted."""
+        """KV tokens that the sequence may need at the most."""
         return self.prompt_tokens + self.params.max_tokens
 
     @property

@@ -14,7 +14,6 @@ from torch.nn import functional
 from workers.engine.batch import Batch
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.kernels.linear import Linear
-from workers.engine.kv_cache import KVCache
 from workers.engine.weights import EMBEDDING, HEAD, Weights
 
 
@@ -43,10 +42,10 @@ class Block:
 
 
 class Stage:
-    """Embedding, blocks and head of a Bloom on one device."""
+    """A run of a Bloom's blocks on one device; the first one with the embedding, the last one with the head."""
 
-    def __init__(self, weights: Weights) -> None:
-        """Read and pack the weights. Raises ModelRefused for damaged tensors."""
+    def __init__(self, weights: Weights, layers: range, *, first: bool, last: bool) -> None:
+        """Read and pack the weights of these layers only. Raises ModelRefused for damaged tensors."""
         config = weights.config
         self.config: BloomConfig = config
 
@@ -56,8 +55,10 @@ class Stage:
         def linear(name: str) -> Linear:
             return Linear(weights.take(f"{name}.weight"), weights.take(f"{name}.bias"))
 
-        self.embedding = weights.take(EMBEDDING)  # [vocab, hidden]
-        self.embedding_norm = norm("word_embeddings_layernorm")
+        self.embedding: Tensor | None = None  # [vocab, hidden]
+        self.embedding_norm: Norm | None = None
+        if first:
+            self.embedding, self.embedding_norm = weights.take(EMBEDDING), norm("word_embeddings_layernorm")
         self.blocks = [
             Block(
                 attention_norm=norm(f"h.{i}.input_layernorm"),
@@ -67,31 +68,52 @@ class Stage:
                 up=linear(f"h.{i}.mlp.dense_h_to_4h"),
                 down=linear(f"h.{i}.mlp.dense_4h_to_h"),
             )
-            for i in range(config.layers)
+            for i in layers
         ]
-        self.final_norm = norm("ln_f")
-        self.head = Linear(weights.take(HEAD) if weights.has_head else self.embedding, None)
+        self.final_norm: Norm | None = None
+        self.head: Linear | None = None
+        if last:
+            self.final_norm = norm("ln_f")
+            self.head = Linear(self._head_weight(weights), None)
 
-    def warm_up(self, rows: int) -> None:
+    def _head_weight(self, weights: Weights) -> Tensor:
+        """The head's own weight, or the embedding's where both are one. [vocab, hidden]."""
+        if weights.has_head:
+            return weights.take(HEAD)
+        return self.embedding if self.embedding is not None else weights.take(EMBEDDING)
+
+    def warm_up(self, rows: int, dtype: torch.dtype) -> None:
         """Run every kind of layer at 1 to ``rows`` rows: a new row count costs oneDNN 0.6 ms per layer shape, once."""
         block = self.blocks[0]
         for count in range(1, rows + 1):
-            x = torch.zeros(count, self.config.hidden, dtype=self.embedding.dtype)
+            x = torch.zeros(count, self.config.hidden, dtype=dtype)
             block.qkv.apply(x)
             block.down.apply_add(block.up.apply_gelu(block.dense.apply_add(x, x)), x)
-            self.head.apply(x)
+            if self.head is not None:
+                self.head.apply(x)
 
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
-        """Compute a batch and store its keys and values. Returns fp32 logits [sampled, vocab]."""
+    def forward(self, batch: Batch, hidden: Tensor | None) -> Tensor:
+        """Compute a batch and store its keys and values.
+
+        hidden: [tokens, hidden] from the stage before, None for the first.
+        Returns [tokens, hidden], or fp32 logits [sampled, vocab] if the stage has the head.
+        """
         config = self.config
-        x = self.embedding_norm(functional.embedding(batch.ids, self.embedding))  # [tokens, hidden]
+        x = self._embed(batch.ids) if hidden is None else hidden  # [tokens, hidden]
         context = torch.zeros_like(x)
         heads = context.view(-1, config.heads, config.head_dim)  # [tokens, heads, head_dim]
         for layer, block in enumerate(self.blocks):
             normed = block.attention_norm(x)
             qkv = block.qkv.apply(normed).view(-1, config.heads, 3, config.head_dim)  # [tokens, heads, 3, head_dim]
-            batch.attend(cache, layer, qkv, heads)
+            batch.attend(layer, qkv, heads)
             x = block.dense.apply_add(context, normed if config.residual_post_norm else x)
             normed = block.mlp_norm(x)
             x = block.down.apply_add(block.up.apply_gelu(normed), normed if config.residual_post_norm else x)
+        if self.head is None or self.final_norm is None:
+            return x
         return self.head.apply(self.final_norm(x[batch.sampled])).float()
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        assert self.embedding is not None
+        assert self.embedding_norm is not None
+        return self.embedding_norm(functional.embedding(ids, self.embedding))

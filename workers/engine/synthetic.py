@@ -9,10 +9,12 @@ import hashlib
 import time
 import zlib
 from array import array
+from collections import deque
 
 from farm.settings import EngineSettings
-from workers.engine.arena import block_size
-from workers.engine.engine import Pick
+from workers.engine.engine import Pick, Result
+from workers.engine.kv.arena import block_size
+from workers.engine.kv.contiguous import ContiguousKV
 from workers.engine.protocol import Ready
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
@@ -41,10 +43,13 @@ class Synthetic:
     """Makes tokens up. Implements ``engine.Model``; it never ends a text by itself."""
 
     eos_ids: frozenset[int] = frozenset()
+    depth = 1
 
     def __init__(self, engine: EngineSettings) -> None:
         kv_tokens = engine.max_slots * block_size(engine.max_context)
         self._step_s = engine.synthetic_step_s
+        self._caching = engine.prefix_caching
+        self._steps: deque[Step] = deque()
         self.ready = Ready(
             slots=engine.max_slots,
             context=engine.max_context,
@@ -63,10 +68,27 @@ class Synthetic:
         """A detokenizer; it has no state."""
         return _Words()
 
-    def run(self, step: Step) -> list[Pick]:
-        """Take ``synthetic_step_s`` and make up a token for each of ``step.sampled``."""
+    def memory(self) -> ContiguousKV:
+        """Bookkeeping as for a real cache, of which there is none."""
+        return ContiguousKV(self.ready.kv_tokens, self._caching)
+
+    def submit(self, step: Step) -> None:
+        """Note the step; nothing works on it before ``collect``."""
+        self._steps.append(step)
+
+    def collect(self) -> Result:
+        """Take ``synthetic_step_s`` and make up the oldest step's tokens."""
+        started = time.perf_counter()
         if self._step_s:
             time.sleep(self._step_s)
+        return Result(self.run(self._steps.popleft()), time.perf_counter() - started)
+
+    def drop(self) -> None:
+        """Forget the steps in flight."""
+        self._steps.clear()
+
+    def run(self, step: Step) -> list[Pick]:
+        """Make up a token for each of ``step.sampled``."""
         return [_pick(sequence) for sequence in step.sampled]
 
 

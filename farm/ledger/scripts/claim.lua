@@ -1,7 +1,8 @@
 -- Take a dispatched job for a worker. A repetition with the same nonce gets the same answer.
 -- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, deadlines, and what an end touches.
 -- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms.
--- Returns {'claimed', request, attempt, ms to the deadline or '', plain, created, token entries...},
+-- Returns {'claimed', request, attempt, ms to the deadline or '', plain, created, tenant,
+--     token entries...},
 --   {'ended', state}, or {'stale'}, {'unknown'}, {'unregistered'}, {'draining'}, {'suspect'}: nothing to do.
 local id, number, worker, nonce = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local job = load(id)
@@ -10,7 +11,7 @@ if not job then return {'unknown'} end
 local function granted(attempt)
   local more = redis.call('HMGET', key_job(id), 'request', 'created')
   local left = job.deadline > 0 and int(math.max(0, job.deadline - NOW)) or ''
-  local answer = {'claimed', more[1], tostring(attempt), left, job.plain or '', more[2]}
+  local answer = {'claimed', more[1], tostring(attempt), left, job.plain or '', more[2], job.tenant}
   for _, entry in ipairs(redis.call('LRANGE', key_out(id), 0, -1)) do answer[#answer + 1] = entry end
   return answer
 end

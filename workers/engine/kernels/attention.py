@@ -7,26 +7,16 @@ Source: ALiBi, Press et al. 2022, section 3.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from workers.engine.arena import Block
 from workers.engine.kernels.grouping import group_rows
-from workers.engine.kv_cache import KVCache
+from workers.engine.kv.arena import Block
+from workers.engine.kv.cache import KVCache
 
 LENGTH_STEP = 32
 """Key lengths are rounded up to this, so that a grouping holds for many steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive rows of a step that belong to one block: ``count`` tokens from ``start`` on."""
-
-    block: Block
-    start: int
-    count: int = 1
 
 
 def alibi_slopes(heads: int) -> Tensor:
@@ -126,12 +116,12 @@ class _Group:
         target.copy_(scratch.view(self.places, heads, head_dim)[self.place_of])
 
 
-def attend_chunk(cache: KVCache, layer: int, span: Span, qkv: Tensor, out: Tensor, bias: Tensor) -> None:
-    """Attend one chunk of a prompt, whose keys and values are in the cache already.
+def attend_chunk(cache: KVCache, layer: int, block: Block, length: int, qkv: Tensor, out: Tensor, bias: Tensor) -> None:
+    """Attend one chunk of a prompt, whose keys and values, the last of ``length``, are in the cache already.
 
     qkv: [count, heads, 3, head_dim]; out: [count, heads, head_dim], written; bias: [heads, count, length].
     """
-    keys, values = cache.read(layer, span.block, 1, span.start + span.count)
+    keys, values = cache.read(layer, block, 1, length)
     query = qkv[:, :, 0].transpose(0, 1)  # [heads, count, head_dim]
     scratch = torch.empty(query.shape, dtype=query.dtype)
     weigh(query, keys, values, bias, 1.0 / math.sqrt(cache.head_dim), scratch)

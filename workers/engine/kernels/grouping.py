@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers.engine.arena import Block
+from workers.engine.kv.arena import Block
 
 GROUP_COST = 256
 """What one more group costs, in KV tokens read: the fixed time of its three kernels."""

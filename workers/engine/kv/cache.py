@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workers.engine.arena import Block
+from workers.engine.kv.arena import Block
+from workers.engine.kv.manager import Copy
 
 
 class KVCache:
@@ -45,3 +46,17 @@ class KVCache:
         buffer = self.layers[layer][:, first : first + count * block.size]
         both = buffer.view(2, count, block.size, self.head_dim)[:, :, :length]
         return both[0], both[1]
+
+    def copy(self, copies: list[Copy]) -> None:
+        """Copy keys and values between blocks, in order, in all layers."""
+        for copy in copies:
+            for layer in self.layers:
+                source, target = self._head_major(layer, copy.source), self._head_major(layer, copy.target)
+                end = copy.target_start + copy.count
+                target[:, :, copy.target_start : end] = source[:, :, copy.source_start : copy.source_start + copy.count]
+
+    def _head_major(self, layer: Tensor, block: Block) -> Tensor:
+        """A block as [2, heads, size, head_dim], a view."""
+        first = block.offset * self.heads
+        rows = layer[:, first : first + self.heads * block.size]
+        return rows.view(2, self.heads, block.size, self.head_dim)

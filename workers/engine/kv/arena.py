@@ -41,17 +41,19 @@ class Arena:
             offset += size
         self.largest = max(self._free, default=0)
 
-    def take(self, tokens: int) -> Block | None:
-        """A block for so many tokens, or None while none is free."""
+    def take(self, tokens: int, *, highest: bool = False) -> Block | None:
+        """A block for so many tokens, or None while none is free: the lowest, or the highest of its size."""
         wanted = block_size(tokens)
-        # The smallest block that does, so that large ones stay whole; then the lowest.
+        # The smallest block that does, so that large ones stay whole.
         size = min((size for size, offsets in self._free.items() if size >= wanted and offsets), default=None)
         if size is None:
             return None
-        offset = heapq.heappop(self._free[size])
+        offset = max(self._free[size]) if highest else self._free[size][0]
+        self._discard(offset, size)
         while size > wanted:
             size //= 2
-            heapq.heappush(self._free.setdefault(size, []), offset + size)
+            heapq.heappush(self._free.setdefault(size, []), offset if highest else offset + size)
+            offset += size if highest else 0
         self.used += size
         return Block(offset, size)
 
@@ -64,7 +66,15 @@ class Arena:
             free = self._free.get(size, [])
             if buddy not in free:
                 break
-            free.remove(buddy)
-            heapq.heapify(free)
+            self._discard(buddy, size)
             offset, size = min(offset, buddy), size * 2
         heapq.heappush(self._free.setdefault(size, []), offset)
+
+    def _discard(self, offset: int, size: int) -> None:
+        """Take one block off the free ones."""
+        free = self._free[size]
+        if free[0] == offset:
+            heapq.heappop(free)
+        else:
+            free.remove(offset)
+            heapq.heapify(free)

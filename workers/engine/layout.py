@@ -1,0 +1,68 @@
+"""A step as plain rows: token ids, and which rows belong to which stretch of whose memory.
+
+Made once a step, when it is submitted, and then the same for every stage; later changes to a sequence don't touch it.
+Knows no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from workers.engine.kv.arena import Block
+from workers.engine.kv.manager import Copy
+from workers.engine.scheduler import Step
+from workers.engine.sequence import Pages, Place, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive rows of a step that belong to one sequence: ``count`` tokens from position ``start`` on."""
+
+    place: Place
+    start: int
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The rows of a step, those of the first ``decodes`` spans being single tokens.
+
+    ids: a token id per row.  sampled: the rows that give a token, decode rows first.
+    """
+
+    ids: list[int]
+    spans: list[Span]
+    decodes: int
+    sampled: list[int]
+    copies: list[Copy]
+
+
+def in_memory_order(step: Step) -> Step:
+    """The same step with its decode rows sorted by size and place of their blocks: neighbours attend together."""
+    return replace(step, decodes=sorted(step.decodes, key=_place))
+
+
+def lay_out(step: Step) -> Layout:
+    """Turn a step into rows, in its own order."""
+    ids = [sequence.tokens[sequence.computed] for sequence in step.decodes]
+    spans = [Span(_held(sequence), sequence.computed) for sequence in step.decodes]
+    sampled = list(range(len(ids)))
+    for chunk in step.chunks:
+        start = chunk.sequence.computed
+        ids += chunk.sequence.tokens[start : start + chunk.count]
+        spans.append(Span(_held(chunk.sequence), start, chunk.count))
+        if chunk.completes:
+            sampled.append(len(ids) - 1)
+    return Layout(ids, spans, len(step.decodes), sampled, step.copies)
+
+
+def _held(sequence: Sequence) -> Place:
+    """Where it lies now: a table of pages is copied, since it may grow while the step is in flight."""
+    place = sequence.place
+    assert place is not None
+    return Pages([*place.table]) if isinstance(place, Pages) else place
+
+
+def _place(sequence: Sequence) -> tuple[int, int]:
+    place = sequence.place
+    return (place.size, place.offset) if isinstance(place, Block) else (0, 0)

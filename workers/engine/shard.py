@@ -1,0 +1,40 @@
+"""A stage of the model with its part of the KV cache: what the pipeline runs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from workers.engine.batch import Batch, Batcher
+from workers.engine.kv.cache import KVCache
+from workers.engine.kv.pages import PageBuffers
+from workers.engine.layout import Layout
+from workers.engine.stage import Stage
+
+
+class ContiguousShard:
+    """A stage over contiguous blocks, on the CPU."""
+
+    def __init__(self, stage: Stage, cache: KVCache) -> None:
+        self._stage = stage
+        self._cache = cache
+        self._batcher = Batcher(cache)
+
+    def run(self, layout: Layout, hidden: Tensor | None) -> Tensor:
+        """Compute a step; see ``pipeline.Shard``."""
+        self._cache.copy(layout.copies)
+        return self._stage.forward(self._batcher.batch(layout), hidden)
+
+
+class PagedShard:
+    """A stage over pages, on any device."""
+
+    def __init__(self, stage: Stage, pages: PageBuffers) -> None:
+        self._stage = stage
+        self._pages = pages
+
+    def run(self, layout: Layout, hidden: Tensor | None) -> Tensor:
+        """Compute a step; see ``pipeline.Shard``."""
+        batch: Batch = self._pages.batch(layout)
+        if hidden is not None:
+            hidden = hidden.to(self._pages.device, non_blocking=True)
+        return self._stage.forward(batch, hidden)
