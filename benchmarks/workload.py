@@ -62,10 +62,13 @@ def random_weights(config: BloomConfig, seed: int = 0, scale: float = 4.0) -> di
     return weights
 
 
-def save_bloom(folder: Path, config: BloomConfig, seed: int = 0, scale: float = 4.0) -> Path:
+def save_bloom(
+    folder: Path, config: BloomConfig, seed: int = 0, scale: float = 4.0, dtype: torch.dtype = torch.float32
+) -> Path:
     """Write a random Bloom as published checkpoints are: config.json, model.safetensors, tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(random_weights(config, seed, scale), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = {name: tensor.to(dtype) for name, tensor in random_weights(config, seed, scale).items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     save_config(folder, config)
     byte_tokenizer(config.vocab).save(str(folder / "tokenizer.json"))
     return folder

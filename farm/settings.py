@@ -196,6 +196,13 @@ class LogsSettings(_Group):
     """auto: text on a terminal, JSON elsewhere."""
 
 
+class TelemetrySettings(_Group):
+    host: str = "127.0.0.1"
+    """Where a worker answers Prometheus."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """The port of a worker's /metrics. Unset: none. Workers of one machine need one each."""
+
+
 class WorkerSettings(_Group):
     name: str | None = None
     """The worker's name, the same after a restart and used by no other. Unset: the host's name and process id."""
@@ -226,6 +233,7 @@ class Settings(BaseSettings):
     flower: FlowerSettings = FlowerSettings()
     local: LocalSettings = LocalSettings()
     logs: LogsSettings = LogsSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:

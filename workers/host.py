@@ -19,6 +19,7 @@ from farm.ledger.attempts import Attempts
 from farm.ledger.jobs import Jobs
 from farm.ledger.upkeep import Upkeep
 from farm.settings import Settings
+from workers import metrics
 from workers.exits import EXIT_REFUSED
 from workers.heartbeat import Heartbeat
 from workers.keeper import Keeper
@@ -51,6 +52,7 @@ class Host:
         """Load the model, then take part. Raises ModelRefused."""
         if self.runner is not None:
             self.runner.start()
+            metrics.serve(self.settings.telemetry, self.runner)
         else:
             threading.Thread(target=self._beat_without_engine, name="beat", daemon=True).start()
         self.keeper.start()

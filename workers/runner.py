@@ -53,6 +53,7 @@ class Runner:
         self._give_up_at = math.inf
         self._stopped = threading.Event()
         self._deaths = 0
+        self.last_report = Report(0, 0, 0, [])
 
     def start(self) -> None:
         """Load the model, make the worker known, start the beat. Raises ModelRefused; retries a dying engine."""
@@ -154,6 +155,7 @@ class Runner:
             log.info("jobs_of_previous_life_queued_again", jobs=taken)
 
     def _on_report(self, report: Report) -> None:
+        self.last_report = report
         for event in report.events:
             running = self._aboard.get(event.id)
             if running is None or running.settled.is_set():
