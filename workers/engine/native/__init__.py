@@ -1,0 +1,1 @@
+"""A Bloom stage in C++, where a compiler or a prebuilt library is at hand. Never required: torch computes it, too."""
