@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,17 +76,32 @@ def find_checkpoint(model_id: str, revision: str | None = None) -> Checkpoint:
     Raises ModelRefused with the reason: nothing there, pickled weights only, another architecture, remote code,
     quantized, or shards missing.
     """
-    folder = _folder(model_id, revision)
-    config = _read_json(folder / "config.json")
-    if config is None:
-        raise ModelRefused(f"{folder} has no config.json; FARM_MODEL__ID must name a checkpoint's folder")
-    _check_kind(config, folder)
+    folder = _folder(model_id, revision, _download)
+    config = _config(folder)
     files = _weight_files(folder)
     shape = _shape(config, folder)
     return Checkpoint(folder, shape, files, _eos_ids(folder, config, shape.vocab))
 
 
-def _folder(model_id: str, revision: str | None) -> Path:
+def find_config(model_id: str, revision: str | None = None) -> BloomConfig:
+    """The shape of a model whose weights need not be here: of a hub id, config.json alone is downloaded.
+
+    Raises ModelRefused with the reason, as ``find_checkpoint`` does.
+    """
+    folder = _folder(model_id, revision, _download_config)
+    return _shape(_config(folder), folder)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises ModelRefused unless it is one of a Bloom."""
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise ModelRefused(f"{folder} has no config.json; FARM_MODEL__ID must name a checkpoint's folder")
+    _check_kind(config, folder)
+    return config
+
+
+def _folder(model_id: str, revision: str | None, download: Callable[[str, str | None], Path]) -> Path:
     path = Path(model_id).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -98,21 +114,8 @@ def _folder(model_id: str, revision: str | None) -> Path:
         return packaged
     if path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
         raise ModelRefused(f"model folder {path} does not exist; set FARM_MODEL__ID to a folder or a hub id")
-    return _download(model_id, revision)
-
-
-def _download(model_id: str, revision: str | None) -> Path:
-    """The hub's files in the local cache. Raises ModelRefused when they can't be had."""
-    # Here because it takes 0.3 s, and a folder needs no hub.
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
     try:
-        if not HF_HUB_OFFLINE:
-            names = HfApi().list_repo_files(model_id, revision=revision)
-            if not any(name.endswith(".safetensors") for name in names):
-                raise ModelRefused(_no_safetensors(model_id))
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=_WANTED))
+        return download(model_id, revision)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         at = f" at revision {revision}" if revision else ""
@@ -120,6 +123,26 @@ def _download(model_id: str, revision: str | None) -> Path:
             f"{model_id}{at} is no folder here and can't be had from the hub ({type(error).__name__}: {reason}); "
             "check FARM_MODEL__ID, FARM_MODEL__REVISION and the network, or download it and name its folder"
         ) from error
+
+
+def _download(model_id: str, revision: str | None) -> Path:
+    """The hub's files in the local cache. Raises ModelRefused when they are pickled, the hub's errors otherwise."""
+    # Here because it takes 0.3 s, and a folder needs no hub.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not HF_HUB_OFFLINE:
+        names = HfApi().list_repo_files(model_id, revision=revision)
+        if not any(name.endswith(".safetensors") for name in names):
+            raise ModelRefused(_no_safetensors(model_id))
+    return Path(snapshot_download(model_id, revision=revision, allow_patterns=_WANTED))
+
+
+def _download_config(model_id: str, revision: str | None) -> Path:
+    """The folder of the hub's config.json in the local cache. Raises the hub's errors."""
+    from huggingface_hub import hf_hub_download  # 0.3 s, as above
+
+    return Path(hf_hub_download(model_id, "config.json", revision=revision)).parent
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -45,10 +45,14 @@ def expected_shapes(config: BloomConfig) -> dict[str, tuple[int, ...]]:
 class Weights:
     """Opens all files of a checkpoint; ``take`` reads a tensor. A context manager, since the files are mapped."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-        """Check names and shapes against the configuration, without reading tensors. Raises ModelRefused."""
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: str = "cpu") -> None:
+        """Check names and shapes against the configuration, without reading tensors. Raises ModelRefused.
+
+        device: where tensors are given out, as ``cuda:0``; they are read, cast and checked there.
+        """
         self.config = checkpoint.config
         self.dtype = dtype
+        self.device = torch.device(device)
         self._folder = checkpoint.folder
         self._files: list[Any] = []
         self._where: dict[str, tuple[Any, str]] = {}
@@ -74,17 +78,19 @@ class Weights:
         return HEAD in self._where
 
     def take(self, name: str) -> Tensor:
-        """Read one tensor, in the engine's dtype. Raises ModelRefused if it holds NaN or infinity."""
+        """Read one tensor, and no other, in the engine's dtype. Raises ModelRefused if it holds NaN or infinity."""
         file, stored = self._where[name]
         tensor: Tensor = file.get_tensor(stored)
-        tensor = tensor.to(self.dtype)
+        tensor = tensor.to(self.device, self.dtype)
         if not torch.isfinite(tensor).all():
             raise ModelRefused(f"{self._folder}: {stored} holds NaN or infinity in {self.dtype}; the file is damaged")
         return tensor
 
     def _open(self, path: Path) -> None:
+        # safetensors copies to these devices by itself; to any other, torch does.
+        direct = str(self.device) if self.device.type in ("cpu", "cuda") else "cpu"
         try:
-            file: Any = safe_open(path, framework="pt")
+            file: Any = safe_open(path, framework="pt", device=direct)
         except (SafetensorError, OSError) as error:
             raise ModelRefused(f"{path} can't be read as safetensors: {error}; download it again") from error
         self._files.append(file)

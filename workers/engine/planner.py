@@ -1,0 +1,226 @@
+"""Plan a Bloom over devices from its shape alone: feasible first, then balanced.
+
+accelerate weighs transformers' own model, empty and tied, and its ``infer_auto_device_map`` makes the first plan: it
+fills one device after the other, which leaves the first ones slow and the last ones idle. What is ours is the balance:
+a pipeline is as fast as its slowest stage, and decoding is bound by the weights that a stage reads in a step, so layers
+are cut into runs such that the largest read is least, and of those cuts the one with most room for keys and values is
+taken. One device needs no plan: transformers and accelerate, which take seconds to load, are not loaded for it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from workers.engine.checkpoint import BloomConfig
+from workers.engine.module_bytes import ModuleBytes, bytes_of_shapes, layer_token_bytes
+from workers.engine.partition import cheapest_cut
+from workers.engine.presets import parameters
+from workers.engine.shard_plan import KV_BLOCK_TOKENS, Device, ModelTooLarge, ShardPlan, StagePlan
+
+RESERVE_BYTES = 1 << 30
+"""Kept free on a device for what is neither weights nor keys and values: CUDA's context and libraries' workspaces,
+activations of a prefill chunk, fp32 logits over 250,880 tokens (1 MB a row), fragmentation."""
+
+RESERVE_SHARE = 8
+"""A device under 8 GiB keeps this part of its memory free instead: an eighth."""
+
+NAMED = 8
+"""Devices that a refusal names; a line of more is read by nobody."""
+
+
+def plan_shards(
+    config: BloomConfig, dtype: str, devices: Sequence[Device], *, context: int = 2048, reserve: int | None = None
+) -> ShardPlan:
+    """Plan a Bloom over devices, in their order.
+
+    dtype: float32, bfloat16 or float16.  context: tokens of the longest sequence; at least one such must fit.
+    reserve: bytes kept free on each device, RESERVE_BYTES or an eighth of it unless given.
+    Raises ModelTooLarge, which names the missing bytes.
+    """
+    if not devices:
+        raise ValueError("a plan needs at least one device")
+    if len(devices) == 1:
+        return _Planner(config, dtype, devices, context, reserve, bytes_of_shapes(config, dtype)).plan()
+    # Here because it takes seconds, and one device does without.
+    from workers.engine.empty_model import EmptyModel
+
+    model = EmptyModel(config, dtype)
+    planner = _Planner(config, dtype, devices, context, reserve, model.module_bytes())
+    plan = planner.plan()
+    return replace(plan, filled_step_bytes=model.filled_step_bytes(planner.budgets, planner.kv_tokens))
+
+
+def reserved(total: int, reserve: int | None) -> int:
+    """Bytes kept free on a device of so many."""
+    return min(RESERVE_BYTES, total // RESERVE_SHARE) if reserve is None else reserve
+
+
+def with_reserve(need: int, reserve: int | None) -> int:
+    """Bytes of the device that has ``need`` left beside its reserve."""
+    if reserve is not None:
+        return need + reserve
+    return min(need + RESERVE_BYTES, -(-need * RESERVE_SHARE // (RESERVE_SHARE - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Units of a Bloom in a row: embedding, blocks, head. Bytes of weights held and read in a step."""
+
+    layers: range
+    has_embedding: bool
+    has_head: bool
+    weight_bytes: int
+    step_bytes: int
+
+
+class _Planner:
+    """One model, one list of devices."""
+
+    def __init__(
+        self,
+        config: BloomConfig,
+        dtype: str,
+        devices: Sequence[Device],
+        context: int,
+        reserve: int | None,
+        parts: ModuleBytes,
+    ) -> None:
+        self.budgets = [max(0, device.bytes - reserved(device.bytes, reserve)) for device in devices]
+        self.kv_tokens = _whole_blocks(context + KV_BLOCK_TOKENS - 1)
+        self._config, self._dtype, self._devices = config, dtype, devices
+        self._context, self._reserve = context, reserve
+        self._token_bytes = layer_token_bytes(config, dtype)
+        self._units = config.layers + 2
+        self._runs = {
+            (start, stop): _run(parts, config.layers, start, stop)
+            for start in range(self._units)
+            for stop in range(start + 1, self._units + 1)
+        }
+
+    def plan(self) -> ShardPlan:
+        """The least largest read, then the most KV tokens, then the most even. Raises ModelTooLarge."""
+        self._check_room()
+        largest, _ = self._cut(max, lambda _, run: run.step_bytes)
+
+        # The most KV tokens on the tightest stage: the fewest short of what the roomiest device could hold.
+        most = max(self.budgets) // self._token_bytes
+
+        def lacking(device: int, run: _Run) -> float:
+            tokens = self._kv_tokens(device, run)
+            return inf if run.step_bytes > largest else 0 if tokens is None else most - tokens
+
+        fewest, _ = self._cut(max, lacking)
+
+        def uneven(device: int, run: _Run) -> float:
+            return inf if lacking(device, run) > fewest else run.step_bytes**2
+
+        _, stops = self._cut(operator.add, uneven)
+        stages, idle, start = [], [], 0
+        for index, stop in enumerate(stops):
+            if start == stop:
+                idle.append(self._devices[index])
+            else:
+                stages.append(self._stage(index, self._runs[start, stop]))
+            start = stop
+        return ShardPlan(tuple(stages), tuple(idle), self._config, self._dtype, self._context)
+
+    def _stage(self, index: int, run: _Run) -> StagePlan:
+        return StagePlan(
+            device=self._devices[index],
+            layers=run.layers,
+            has_embedding=run.has_embedding,
+            has_head=run.has_head,
+            weight_bytes=run.weight_bytes,
+            step_bytes=run.step_bytes,
+            kv_bytes=self.budgets[index] - run.weight_bytes,
+            kv_tokens=self._kv_tokens(index, run),
+        )
+
+    def _cut(
+        self, join: Callable[[float, float], float], cost: Callable[[int, _Run], float]
+    ) -> tuple[float, list[int]]:
+        """The cheapest cut of those in which every run fits its device. A device may stay idle, at no cost."""
+
+        def of(device: int, start: int, stop: int) -> float:
+            if start == stop:
+                return 0
+            run = self._runs[start, stop]
+            return inf if self._need(run, self.kv_tokens) > self.budgets[device] else cost(device, run)
+
+        return cheapest_cut(self._units, len(self._devices), of, join)
+
+    def _need(self, run: _Run, kv_tokens: int) -> int:
+        return run.weight_bytes + len(run.layers) * self._token_bytes * kv_tokens
+
+    def _kv_tokens(self, device: int, run: _Run) -> int | None:
+        if not run.layers:
+            return None
+        return _whole_blocks((self.budgets[device] - run.weight_bytes) // (len(run.layers) * self._token_bytes))
+
+    def _check_room(self) -> None:
+        """Raise ModelTooLarge unless the weights and one sequence fit."""
+        missing = self._missing(self.kv_tokens)
+        if not any(missing):
+            return
+        weights_fit = not any(self._missing(KV_BLOCK_TOKENS))
+        lacks = "has room for its weights but not for" if weights_fit else "does not fit with"
+        remedies = [
+            "bfloat16" if self._dtype == "float32" else "",
+            "a shorter context (FARM_ENGINE__MAX_CONTEXT)" if weights_fit else "",
+            "more devices or larger ones",
+        ]
+        raise ModelTooLarge(
+            f"a Bloom of {parameters(self._config):,} parameters in {self._dtype} {lacks} one sequence of "
+            f"{self._context:,} tokens: {self._lacking(missing)}; use {', '.join(filter(None, remedies))}",
+            missing,
+        )
+
+    def _lacking(self, missing: Sequence[int]) -> str:
+        named = [f"{count:,} on {device.name}" for device, count in zip(self._devices, missing, strict=True) if count]
+        if len(named) == 1:
+            return f"{sum(missing):,} bytes are missing on {named[0].rpartition(' ')[2]}"
+        if len(named) > NAMED:
+            named[NAMED:] = [f"up to {max(missing):,} on each of {len(named) - NAMED} more"]
+        return f"{sum(missing):,} bytes are missing, {', '.join(named)}"
+
+    def _missing(self, kv_tokens: int) -> list[int]:
+        """Bytes to add to each device so that all fits: the most on one device is least, then their sum."""
+
+        def lack(device: int, start: int, stop: int) -> int:
+            if start == stop:
+                return 0
+            need = self._need(self._runs[start, stop], kv_tokens)
+            if need <= self.budgets[device]:
+                return 0
+            return with_reserve(need, self._reserve) - self._devices[device].bytes
+
+        count = len(self._devices)
+        most, _ = cheapest_cut(self._units, count, lack, max)
+
+        def bounded(device: int, start: int, stop: int) -> float:
+            lacking = lack(device, start, stop)
+            return inf if lacking > most else lacking
+
+        _, stops = cheapest_cut(self._units, count, bounded, operator.add)
+        starts = [0, *stops[:-1]]
+        return [lack(device, start, stop) for device, (start, stop) in enumerate(zip(starts, stops, strict=True))]
+
+
+def _run(parts: ModuleBytes, layers: int, start: int, stop: int) -> _Run:
+    """Unit 0 is the embedding, unit ``layers + 1`` the head, those between are the blocks."""
+    blocks = range(max(start, 1) - 1, max(min(stop, layers + 1), 1) - 1)
+    has_embedding, has_head = start == 0, stop == layers + 2
+    return _Run(
+        layers=blocks,
+        has_embedding=has_embedding,
+        has_head=has_head,
+        weight_bytes=parts.held(blocks, has_embedding=has_embedding, has_head=has_head),
+        step_bytes=parts.read(blocks, has_embedding=has_embedding, has_head=has_head),
+    )
+
+
+def _whole_blocks(tokens: int) -> int:
+    return tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS

@@ -1,0 +1,108 @@
+"""``python -m workers.plan``: a model over devices, as JSON. ``farm plan`` asks it, as ``farm/`` may not load torch.
+
+Model, dtype and context come from FARM_ settings. Reads a configuration and no weights, and takes no GPU memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from farm.errors import FarmError, ModelRefused
+from farm.settings import ModelSettings, load_settings
+from workers.engine.checkpoint import BloomConfig, find_config
+from workers.engine.machine import free_bytes
+from workers.engine.module_bytes import ELEMENT_BYTES
+from workers.engine.planner import plan_shards, reserved
+from workers.engine.presets import PRESETS, parameters
+from workers.engine.shard_plan import KV_BLOCK_TOKENS, Device, ShardPlan, StagePlan
+from workers.exits import EXIT_REFUSED
+
+
+def config_of(model: ModelSettings) -> BloomConfig:
+    """The model's shape: of a folder, a published Bloom, or from the hub. Raises ModelRefused."""
+    if not Path(model.id).expanduser().is_dir():
+        if model.id in PRESETS:
+            return PRESETS[model.id]
+        if f"bigscience/{model.id}" in PRESETS:
+            raise ModelRefused(f"{model.id} is no folder here; did you mean 'bigscience/{model.id}'?")
+    return find_config(model.id, model.revision)
+
+
+def own_devices() -> list[Device]:
+    """This machine's GPUs, or its free memory as one device."""
+    import torch  # here, because a plan for other devices needs no driver
+
+    gpus = range(torch.cuda.device_count())
+    found = [Device(f"cuda:{index}", torch.cuda.get_device_properties(index).total_memory) for index in gpus]
+    return found or [Device("cpu", free_bytes())]
+
+
+def as_json(plan: ShardPlan, reserve: int | None, lengths: list[int]) -> dict[str, Any]:
+    """The plan and what follows from it; every ``bytes`` is a count."""
+    return {
+        "parameters": parameters(plan.config),
+        "dtype": plan.dtype,
+        "context": plan.context,
+        "stages": [_stage(stage, reserve) for stage in plan.stages],
+        "idle": [device.name for device in plan.idle],
+        "model_bytes": parameters(plan.config) * ELEMENT_BYTES[plan.dtype],
+        "weight_bytes": plan.weight_bytes,
+        "step_bytes": plan.step_bytes,
+        "largest_step_bytes": plan.largest_step_bytes,
+        "filled_step_bytes": plan.filled_step_bytes,
+        "imbalance": round(plan.imbalance, 3),
+        "kv_token_bytes": plan.kv_token_bytes,
+        "kv_block_tokens": KV_BLOCK_TOKENS,
+        "kv_blocks": plan.kv_blocks,
+        "kv_tokens": plan.kv_tokens,
+        "sequences": [{"tokens": tokens, "count": plan.sequences(tokens)} for tokens in lengths],
+    }
+
+
+def _stage(stage: StagePlan, reserve: int | None) -> dict[str, Any]:
+    return {
+        "device": stage.device.name,
+        "device_bytes": stage.device.bytes,
+        "reserve_bytes": reserved(stage.device.bytes, reserve),
+        "first_layer": stage.layers.start if stage.layers else None,
+        "layers": len(stage.layers),
+        "has_embedding": stage.has_embedding,
+        "has_head": stage.has_head,
+        "weight_bytes": stage.weight_bytes,
+        "step_bytes": stage.step_bytes,
+        "kv_bytes": stage.kv_bytes,
+        "kv_tokens": stage.kv_tokens,
+    }
+
+
+def main() -> None:
+    """Print the plan. Exits with 78 and a line on stderr for a model that is refused or does not fit."""
+    parser = argparse.ArgumentParser(prog="python -m workers.plan", description="Plan a model over devices.")
+    parser.add_argument("--devices", help="bytes of each, with commas between them; this machine's unless given")
+    parser.add_argument("--reserve", type=int, help="bytes kept free on each device")
+    parser.add_argument("--length", type=int, action="append", default=[], help="tokens of sequences to count")
+    args = parser.parse_args()
+    try:
+        settings = load_settings()
+        config = config_of(settings.model)
+        if args.devices is None:
+            devices = own_devices()
+        else:
+            devices = [Device(f"cuda:{index}", int(size)) for index, size in enumerate(args.devices.split(","))]
+        dtype = settings.model.dtype
+        if dtype == "auto":
+            dtype = "float32" if devices[0].name == "cpu" else "bfloat16"
+        plan = plan_shards(config, dtype, devices, context=settings.engine.max_context, reserve=args.reserve)
+    except FarmError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(EXIT_REFUSED) from None
+    found = {"model": settings.model.id, **as_json(plan, args.reserve, args.length)}
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
