@@ -128,7 +128,7 @@ class EngineSettings(_Group):
     1 puts running sequences first, a large number the prompts."""
     devices: list[str] = []
     """Where the model's stages run, first to last, with commas between them: "cpu,cpu" is two stages that share the
-    threads. Unset: one stage on the CPU."""
+    threads. Unset: all GPUs of the machine, or one stage on the CPU."""
     native: Literal["auto", "off"] = "auto"
     """auto: the C++ kernels are compiled at the first start if there is a compiler, and used if they pass a test."""
     quantization: Literal["int8"] | None = None

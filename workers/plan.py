@@ -14,11 +14,12 @@ from typing import Any
 from farm.errors import FarmError, ModelRefused
 from farm.settings import ModelSettings, load_settings
 from workers.engine.checkpoint import BloomConfig, find_config
-from workers.engine.machine import free_bytes
+from workers.engine.devices import own_devices
+from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import ELEMENT_BYTES
 from workers.engine.planner import plan_shards, reserved
 from workers.engine.presets import PRESETS, parameters
-from workers.engine.shard_plan import KV_BLOCK_TOKENS, Device, ShardPlan, StagePlan
+from workers.engine.shard_plan import Device, ShardPlan, StagePlan
 from workers.exits import EXIT_REFUSED
 
 
@@ -30,15 +31,6 @@ def config_of(model: ModelSettings) -> BloomConfig:
         if f"bigscience/{model.id}" in PRESETS:
             raise ModelRefused(f"{model.id} is no folder here; did you mean 'bigscience/{model.id}'?")
     return find_config(model.id, model.revision)
-
-
-def own_devices() -> list[Device]:
-    """This machine's GPUs, or its free memory as one device."""
-    import torch  # here, because a plan for other devices needs no driver
-
-    gpus = range(torch.cuda.device_count())
-    found = [Device(f"cuda:{index}", torch.cuda.get_device_properties(index).total_memory) for index in gpus]
-    return found or [Device("cpu", free_bytes())]
 
 
 def as_json(plan: ShardPlan, reserve: int | None, lengths: list[int]) -> dict[str, Any]:
@@ -56,7 +48,7 @@ def as_json(plan: ShardPlan, reserve: int | None, lengths: list[int]) -> dict[st
         "filled_step_bytes": plan.filled_step_bytes,
         "imbalance": round(plan.imbalance, 3),
         "kv_token_bytes": plan.kv_token_bytes,
-        "kv_block_tokens": KV_BLOCK_TOKENS,
+        "kv_block_tokens": PAGE,
         "kv_blocks": plan.kv_blocks,
         "kv_tokens": plan.kv_tokens,
         "sequences": [{"tokens": tokens, "count": plan.sequences(tokens)} for tokens in lengths],

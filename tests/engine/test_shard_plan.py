@@ -17,10 +17,11 @@ from benchmarks.workload import random_weights, save_bloom
 from farm.errors import ModelRefused
 from workers.engine.checkpoint import BloomConfig, find_checkpoint
 from workers.engine.empty_model import EmptyModel
+from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import ModuleBytes, bytes_of_shapes, layer_token_bytes
 from workers.engine.planner import plan_shards, reserved, with_reserve
 from workers.engine.presets import PRESETS, parameters
-from workers.engine.shard_plan import KV_BLOCK_TOKENS, Device, ModelTooLarge, ShardPlan
+from workers.engine.shard_plan import Device, ModelTooLarge, ShardPlan
 from workers.engine.weights import HEAD, Weights
 
 GIB = 1 << 30
@@ -248,7 +249,7 @@ def test_keys_and_values_are_counted_in_blocks() -> None:
     """A sequence takes whole blocks, and the stage with the least room decides for all."""
     plan = plan_shards(SMALL, "float32", gpus(700_000, 900_000), context=100, reserve=0)
     assert plan.kv_tokens == min(stage.kv_tokens for stage in plan.stages if stage.kv_tokens is not None)
-    assert plan.kv_blocks * KV_BLOCK_TOKENS == plan.kv_tokens
+    assert plan.kv_blocks * PAGE == plan.kv_tokens
     assert plan.sequences(16) == plan.kv_blocks
     assert plan.sequences(17) == plan.kv_blocks // 2
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from workers.engine.checkpoint import BloomConfig
+from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import ModuleBytes, bytes_of_shapes, layer_token_bytes
 from workers.engine.partition import cheapest_cut
 from workers.engine.presets import parameters
-from workers.engine.shard_plan import KV_BLOCK_TOKENS, Device, ModelTooLarge, ShardPlan, StagePlan
+from workers.engine.shard_plan import Device, ModelTooLarge, ShardPlan, StagePlan
 
 RESERVE_BYTES = 1 << 30
 """Kept free on a device for what is neither weights nor keys and values: CUDA's context and libraries' workspaces,
@@ -89,7 +90,7 @@ class _Planner:
         parts: ModuleBytes,
     ) -> None:
         self.budgets = [max(0, device.bytes - reserved(device.bytes, reserve)) for device in devices]
-        self.kv_tokens = _whole_blocks(context + KV_BLOCK_TOKENS - 1)
+        self.kv_tokens = _whole_blocks(context + PAGE - 1)
         self._config, self._dtype, self._devices = config, dtype, devices
         self._context, self._reserve = context, reserve
         self._token_bytes = layer_token_bytes(config, dtype)
@@ -165,7 +166,7 @@ class _Planner:
         missing = self._missing(self.kv_tokens)
         if not any(missing):
             return
-        weights_fit = not any(self._missing(KV_BLOCK_TOKENS))
+        weights_fit = not any(self._missing(PAGE))
         lacks = "has room for its weights but not for" if weights_fit else "does not fit with"
         remedies = [
             "bfloat16" if self._dtype == "float32" else "",
@@ -223,4 +224,4 @@ def _run(parts: ModuleBytes, layers: int, start: int, stop: int) -> _Run:
 
 
 def _whole_blocks(tokens: int) -> int:
-    return tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS
+    return tokens // PAGE * PAGE

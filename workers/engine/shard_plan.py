@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 from farm.errors import ModelRefused
 from workers.engine.checkpoint import BloomConfig
+from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import layer_token_bytes, tensors_of
-
-KV_BLOCK_TOKENS = 16
-"""Tokens of a block of the paged KV cache: a sequence wastes 7.5 on average, and the table of 2,048 has 128 entries."""
 
 
 class ModelTooLarge(ModelRefused):
@@ -77,8 +75,8 @@ class ShardPlan:
 
     @property
     def kv_blocks(self) -> int:
-        """Blocks of KV_BLOCK_TOKENS."""
-        return self.kv_tokens // KV_BLOCK_TOKENS
+        """Pages of PAGE tokens."""
+        return self.kv_tokens // PAGE
 
     @property
     def kv_token_bytes(self) -> int:
@@ -107,4 +105,4 @@ class ShardPlan:
 
     def sequences(self, tokens: int) -> int:
         """How many sequences of so many tokens fit at once."""
-        return self.kv_blocks // -(-tokens // KV_BLOCK_TOKENS)
+        return self.kv_blocks // -(-tokens // PAGE)

@@ -48,6 +48,7 @@ class Stage:
         """Read and pack the weights of these layers only. Raises ModelRefused for damaged tensors."""
         config = weights.config
         self.config: BloomConfig = config
+        self._dtype = weights.dtype
 
         def norm(name: str) -> Norm:
             return Norm(weights.take(f"{name}.weight"), weights.take(f"{name}.bias"), config.norm_eps)
@@ -82,13 +83,13 @@ class Stage:
             return weights.take(HEAD)
         return self.embedding if self.embedding is not None else weights.take(EMBEDDING)
 
-    def warm_up(self, rows: int, dtype: torch.dtype) -> None:
+    def warm_up(self, rows: int) -> None:
         """Run every kind of layer at 1 to ``rows`` rows: a new row count costs oneDNN 0.6 ms per layer shape, once."""
-        block = self.blocks[0]
         for count in range(1, rows + 1):
-            x = torch.zeros(count, self.config.hidden, dtype=dtype)
-            block.qkv.apply(x)
-            block.down.apply_add(block.up.apply_gelu(block.dense.apply_add(x, x)), x)
+            x = torch.zeros(count, self.config.hidden, dtype=self._dtype)
+            for block in self.blocks[:1]:
+                block.qkv.apply(x)
+                block.down.apply_add(block.up.apply_gelu(block.dense.apply_add(x, x)), x)
             if self.head is not None:
                 self.head.apply(x)
 

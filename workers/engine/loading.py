@@ -1,0 +1,125 @@
+"""From a checkpoint to shards: where each stage goes, how much memory keys and values get, and which kernels compute.
+
+A CPU in float32 is served by the native library where that loads, else by torch; every other device by torch, in pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from farm.errors import ModelRefused
+from farm.settings import EngineSettings, ModelSettings
+from workers.engine.checkpoint import BloomConfig, Checkpoint
+from workers.engine.devices import named_devices, own_devices
+from workers.engine.kv.arena import MIN_BLOCK, block_size
+from workers.engine.kv.cache import KVCache
+from workers.engine.kv.contiguous import ContiguousKV
+from workers.engine.kv.manager import KVManager
+from workers.engine.kv.paged import PagedKV
+from workers.engine.kv.pages import PageBuffers
+from workers.engine.machine import free_bytes
+from workers.engine.native import library
+from workers.engine.native.stage import NativeStage
+from workers.engine.pipeline import Shard
+from workers.engine.planner import plan_shards
+from workers.engine.shard import ContiguousShard, NativeShard, PagedShard
+from workers.engine.shard_plan import ShardPlan, StagePlan
+from workers.engine.stage import Stage
+from workers.engine.weights import Weights
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model goes, decided before a weight is read."""
+
+    plan: ShardPlan
+    dtype: torch.dtype
+    is_paged: bool
+    is_native: bool
+    kv_tokens: int
+
+    def memory(self, caching: bool) -> KVManager:
+        """The bookkeeping of an empty KV cache."""
+        return PagedKV(self.kv_tokens, caching) if self.is_paged else ContiguousKV(self.kv_tokens, caching)
+
+
+def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> Placement:
+    """Decide. Raises ModelRefused for devices that are not here, and for memory that is not there."""
+    devices = named_devices(engine.devices) if engine.devices else own_devices()
+    on_cpu = all(device.name == "cpu" for device in devices)
+    name = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
+    dtype = _DTYPES[name]
+    kv_tokens = plan_kv_tokens(config, engine, dtype) if on_cpu else None
+    # Room for one block of keys and values: how much more there shall be on a CPU, the settings say.
+    context = MIN_BLOCK if on_cpu else engine.max_context
+    plan = plan_shards(config, name, devices, context=context, reserve=0 if on_cpu else None)
+    if kv_tokens is None:
+        wanted = engine.max_slots * engine.max_context
+        kv_tokens = min(plan.kv_tokens, wanted, _kv_limit(engine, plan.kv_token_bytes) or wanted)
+    is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and not on_cpu)
+    if not on_cpu and not is_paged:
+        raise ModelRefused("FARM_ENGINE__KV_LAYOUT=contiguous is for CPUs; unset it on a machine with GPUs")
+    is_native = (
+        on_cpu and not is_paged and engine.native == "auto" and dtype is torch.float32 and library.load() is not None
+    )
+    return Placement(plan, dtype, is_paged, is_native, kv_tokens)
+
+
+def load_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSettings, threads: int) -> list[Shard]:
+    """Load each stage straight to its device. ``threads`` are shared out. Raises ModelRefused for damaged weights."""
+    stages = placement.plan.stages
+    return [_shard(checkpoint, placement, stage, engine, max(1, threads // len(stages))) for stage in stages]
+
+
+def _shard(
+    checkpoint: Checkpoint, placement: Placement, stage: StagePlan, engine: EngineSettings, threads: int
+) -> Shard:
+    config, dtype = checkpoint.config, placement.dtype
+    sizes = (len(stage.layers), config.heads, config.head_dim, placement.kv_tokens, dtype)
+    first, last = stage.has_embedding, stage.has_head
+    with Weights(checkpoint, dtype, stage.device.name) as weights:
+        if placement.is_native:
+            kernels = NativeStage(
+                weights, stage.layers, first=first, last=last, threads=threads, quantization=engine.quantization
+            )
+            return NativeShard(kernels, KVCache(*sizes))
+        plain = Stage(weights, stage.layers, first=first, last=last)
+    if placement.is_paged:
+        return PagedShard(plain, PageBuffers(*sizes, torch.device(stage.device.name)))
+    plain.warm_up(engine.max_slots)
+    return ContiguousShard(plain, KVCache(*sizes))
+
+
+def plan_kv_tokens(config: BloomConfig, engine: EngineSettings, dtype: torch.dtype) -> int:
+    """How many KV tokens to reserve on a CPU: what all slots need, up to FARM_ENGINE__KV_BYTES or a quarter of what is
+    free.
+
+    Raises ModelRefused if that is less than one block, or more than there is.
+    """
+    token_bytes = KVCache.token_bytes(config.layers, config.hidden, dtype)
+    limit = engine.kv_bytes or free_bytes() // 4
+    wanted = _kv_limit(engine, token_bytes) or limit // token_bytes
+    tokens = min(engine.max_slots * block_size(engine.max_context), wanted) // MIN_BLOCK * MIN_BLOCK
+    if not tokens:
+        raise ModelRefused(
+            f"{limit:,} bytes for keys and values hold no block of {MIN_BLOCK} tokens at {token_bytes:,} bytes each; "
+            "raise FARM_ENGINE__KV_BYTES or free memory"
+        )
+    return tokens
+
+
+def _kv_limit(engine: EngineSettings, token_bytes: int) -> int | None:
+    """Tokens that FARM_ENGINE__KV_BYTES allows; None if it is not set. Raises ModelRefused for more than is free."""
+    if engine.kv_bytes is None:
+        return None
+    free = free_bytes()
+    if engine.kv_bytes > free:
+        raise ModelRefused(
+            f"FARM_ENGINE__KV_BYTES asks for {engine.kv_bytes:,} bytes for keys and values, and {free:,} are free; "
+            f"lower it by {engine.kv_bytes - free:,} or unset it"
+        )
+    return engine.kv_bytes // token_bytes
