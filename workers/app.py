@@ -26,6 +26,7 @@ def build(settings: Settings) -> tuple[Celery, Host]:
     """An app whose worker loads the engine before it takes its first message, and what its tasks share."""
     kombu_mend.mend()
     app = make_app(settings)
+    app.conf.worker_consumer = "workers.consumer:GroupingConsumer"
     host = Host(settings, app)
     tasks.register(app, host)
     app.steps["worker"].add(_step(host))

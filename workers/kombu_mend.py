@@ -1,9 +1,13 @@
-"""A mend for kombu 5.7: a message whose connection is gone must not end the worker.
+"""Two mends for kombu 5.7's Redis transport.
+
+A message whose connection is gone must not end the worker.
 
 When Redis goes away under running tasks, Celery closes its old connection and opens another one. What is still to be
 acknowledged or put back belongs to a channel without a connection, and the AttributeError that this raises is none of
 the errors after which Celery reconnects. There is nothing to do for such a message: the ledger publishes a job again
 that needs it, and drops a delivery too many.
+
+A channel must not make a new client for every command: making one takes longer than the command.
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 from kombu.transport import virtual
-from kombu.transport.redis import QoS
+from kombu.transport.redis import Channel, QoS
 
+_create_client = Channel._create_client  # type: ignore[attr-defined]
 _restore_unacked_once, _ack, _reject = QoS.restore_unacked_once, QoS.ack, QoS.reject
 
 
@@ -42,8 +47,19 @@ def _reject_if_connected(qos: Any, delivery_tag: str, requeue: bool = False) -> 
         virtual.QoS.ack(qos, delivery_tag)
 
 
+def _kept_client(channel: Any, asynchronous: bool = False) -> Any:
+    """A channel's client; another one after its connections were dropped."""
+    if asynchronous:
+        return _create_client(channel, asynchronous=True)
+    client = getattr(channel, "_farm_client", None)
+    if client is None or client.connection_pool is not channel._pool:
+        client = channel._farm_client = _create_client(channel)
+    return client
+
+
 def mend() -> None:
-    """Install the mend for this process. Twice is once."""
+    """Install the mends for this process. Twice is once."""
+    Channel._create_client = _kept_client  # type: ignore[attr-defined]
     QoS.restore_unacked_once = _restore_if_connected  # type: ignore[method-assign, assignment]
     QoS.ack = _ack_if_connected  # type: ignore[method-assign, assignment]
     QoS.reject = _reject_if_connected  # type: ignore[method-assign, assignment]

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import psutil
@@ -181,14 +182,24 @@ def test_up_uses_the_server_it_is_given(tmp_path: Path, settings: Settings) -> N
     assert farm("up", "--state-dir", tmp_path, REDIS__URL="redis://127.0.0.1:1/0").code == 3
 
 
+def _page(url: str) -> str:
+    """A page's text; "" while there is none."""
+    try:
+        with urlopen(url) as answer:  # noqa: S310
+            text: str = answer.read().decode()
+            return text
+    except HTTPError:
+        return ""
+
+
 def test_flower_shows_jobs_under_their_own_ids(tmp_path: Path) -> None:
     """A job's page in Flower is found by the job's id, and no page shows a word of its prompt."""
     with running(tmp_path) as up:
         body = farm("submit", "Xyzzy said the goat", "--max-tokens", 2, "--json", **up.settings).json
-        with urlopen(f"{up.ready['flower_url']}/task/{body['id']}") as answer:  # noqa: S310
-            page = answer.read().decode()
+        url = f"{up.ready['flower_url']}/task/{body['id']}"
+        wait_until(lambda: "SUCCESS" in _page(url), why="Flower to hear of it")
+        page = _page(url)
     assert body["id"] in page
-    assert "SUCCESS" in page
     assert "Xyzzy" not in page
 
 

@@ -300,3 +300,17 @@ def test_message_of_a_connection_that_is_gone(server: EmbeddedServer, answer: st
     message.channel._disconnect_pools()  # Celery's next connection finds it without a pool
     getattr(message, answer)()
     assert message.acknowledged
+
+
+def test_a_channel_keeps_its_client_while_its_connections_last(server: EmbeddedServer) -> None:
+    """Commands share a client; when the connections were dropped the next command gets another one."""
+    kombu_mend.mend()
+    with Connection(server.url) as connection:
+        channel = connection.channel()
+        first = channel._create_client()
+        assert channel._create_client() is first
+        assert channel._create_client(asynchronous=True) is not first
+        channel._disconnect_pools()
+        second = channel._create_client()
+        assert second is not first
+        assert second.ping()
