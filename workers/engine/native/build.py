@@ -58,14 +58,16 @@ class Found:
     compiled: bool
 
 
-def find(march: str = "native") -> Found:
-    """The library for these sources and this CPU: prebuilt, from the cache, or compiled now. Raises BuildFailed."""
-    if march == "native" and (prebuilt := _prebuilt()):
+def find(march: str = "native", *, fresh: bool = False) -> Found:
+    """The library for these sources and this CPU: prebuilt, from the cache, or compiled now. Raises BuildFailed.
+
+    fresh: compile in any case, into the cache.
+    """
+    if march == "native" and not fresh and (prebuilt := _prebuilt()):
         return Found(prebuilt, False)
     compiler = find_compiler()
-    folder = cache_folder()
-    path = folder / f"{_digest(compiler, march)}.so"
-    if path.is_file():
+    path = cache_folder() / f"{_digest(compiler, march)}.so"
+    if path.is_file() and not fresh:
         return Found(path, False)
     compile_to(path, compiler, march)
     return Found(path, True)
