@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.engine.kernels.attention import DecodeGroups, alibi_slopes
-from workers.engine.kernels.linear import Linear, fastest_backend, gelu
+from workers.engine.kernels.linear import Linear, fastest_backend, gelu, int_multiply
 from workers.engine.kv.arena import Arena, Block
 from workers.engine.kv.cache import KVCache
 
@@ -45,6 +45,31 @@ def test_some_backend_is_always_found() -> None:
         layer = Linear(noise(24, 16).to(dtype), None)
         assert layer.backend == fastest_backend(noise(24, 16).to(dtype))
         assert layer.apply(noise(2, 16).to(dtype)).dtype is dtype
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["_int_mm", "float"])
+def test_int8_is_near_and_rows_are_independent(private: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's private operator and without it: a row alone and among others is the same, bit by bit."""
+    if not private:
+        monkeypatch.delattr(torch, "_int_mm")
+    int_multiply.cache_clear()
+    weight, bias, x, residual = noise(48, 2048), noise(48, seed=1), noise(37, 2048, seed=2), noise(37, 48, seed=3)
+    layer = Linear(weight, bias, quantization="int8")
+    int_multiply.cache_clear()
+    x[5] *= 1000
+    wanted = functional.linear(x, weight, bias)
+    for apply, want in (
+        (layer.apply, wanted),
+        (layer.apply_gelu, gelu(wanted)),
+        (lambda rows: layer.apply_add(rows, residual[: len(rows)]), wanted + residual),
+    ):
+        got = apply(x)
+        assert ((got - want).norm(dim=1) / want.norm(dim=1)).max() < 0.02
+        assert torch.equal(apply(x[:1]), got[:1])
+        assert torch.equal(apply(x[:16]), got[:16])
+    x[3, 7] = float("nan")
+    assert layer.apply(x).isnan().all(1).tolist() == [row == 3 for row in range(37)]
+    assert not layer.apply(torch.zeros(1, 2048)).sub(bias).any()
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 5, 6, 8, 12, 16, 20, 32, 112])

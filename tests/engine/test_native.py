@@ -173,6 +173,7 @@ def test_threads_and_repeats_change_no_bit(quantization: str | None) -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+@pytest.mark.fast
 @needs_library
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_stages_in_a_row_equal_the_whole(quantization: str | None) -> None:
@@ -187,6 +188,7 @@ def test_stages_in_a_row_equal_the_whole(quantization: str | None) -> None:
     assert torch.equal(passed, wanted)
 
 
+@pytest.mark.fast
 @needs_library
 @pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -203,6 +205,7 @@ def test_a_row_that_is_not_finite_says_so_and_spoils_no_other(quantization: str 
     assert torch.equal(got[[0, 2]], wanted[[0, 2]])
 
 
+@pytest.mark.fast
 @needs_library
 def test_a_nan_weight_gives_nan_logits() -> None:
     """Whatever layer it is in."""
@@ -215,6 +218,7 @@ def test_a_nan_weight_gives_nan_logits() -> None:
         assert torch.isnan(got).any(-1).all(), name
 
 
+@pytest.mark.fast
 @needs_library
 def test_what_lies_outside_is_refused() -> None:
     """A span over its block or the cache, an unknown id, an unknown row: an error, and nothing is written."""
@@ -268,6 +272,7 @@ def test_the_self_test_finds_a_wrong_library(monkeypatch: pytest.MonkeyPatch) ->
     assert "differ from torch's" in (selftest.mismatch(wrong) or "")
 
 
+@pytest.mark.fast
 @needs_library
 def test_other_dtypes_are_left_to_torch() -> None:
     """Half precision and unknown quantizations are refused when the stage is made."""
@@ -314,8 +319,10 @@ def test_a_broken_library_is_built_anew(cache_home: Path) -> None:
     path.unlink()
     path.write_bytes(b"no library")
     assert library.open_library().version == library.VERSION
+    assert path.stat().st_size > len(b"no library")
 
 
+@pytest.mark.fast
 @needs_library
 def test_an_unsafe_folder_is_refused(cache_home: Path) -> None:
     """Others could put code there that the engine would run."""
@@ -326,6 +333,7 @@ def test_an_unsafe_folder_is_refused(cache_home: Path) -> None:
         build.find()
 
 
+@pytest.mark.fast
 def test_without_a_compiler_there_is_no_library_and_a_reason(
     cache_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

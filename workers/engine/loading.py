@@ -87,7 +87,7 @@ def _shard(
                 weights, stage.layers, first=first, last=last, threads=threads, quantization=engine.quantization
             )
             return NativeShard(kernels, KVCache(*sizes))
-        plain = Stage(weights, stage.layers, first=first, last=last)
+        plain = Stage(weights, stage.layers, first=first, last=last, quantization=engine.quantization)
     if placement.is_paged:
         return PagedShard(plain, PageBuffers(*sizes, torch.device(stage.device.name)))
     plain.warm_up(engine.max_slots)

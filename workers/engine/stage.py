@@ -44,7 +44,9 @@ class Block:
 class Stage:
     """A run of a Bloom's blocks on one device; the first one with the embedding, the last one with the head."""
 
-    def __init__(self, weights: Weights, layers: range, *, first: bool, last: bool) -> None:
+    def __init__(
+        self, weights: Weights, layers: range, *, first: bool, last: bool, quantization: str | None = None
+    ) -> None:
         """Read and pack the weights of these layers only. Raises ModelRefused for damaged tensors."""
         config = weights.config
         self.config: BloomConfig = config
@@ -54,7 +56,7 @@ class Stage:
             return Norm(weights.take(f"{name}.weight"), weights.take(f"{name}.bias"), config.norm_eps)
 
         def linear(name: str) -> Linear:
-            return Linear(weights.take(f"{name}.weight"), weights.take(f"{name}.bias"))
+            return Linear(weights.take(f"{name}.weight"), weights.take(f"{name}.bias"), quantization=quantization)
 
         self.embedding: Tensor | None = None  # [vocab, hidden]
         self.embedding_norm: Norm | None = None
@@ -75,7 +77,7 @@ class Stage:
         self.head: Linear | None = None
         if last:
             self.final_norm = norm("ln_f")
-            self.head = Linear(self._head_weight(weights), None)
+            self.head = Linear(self._head_weight(weights), None, quantization=quantization)
 
     def _head_weight(self, weights: Weights) -> Tensor:
         """The head's own weight, or the embedding's where both are one. [vocab, hidden]."""

@@ -2,7 +2,7 @@
 
 torch's own GEMM packs the weight on every call and reaches a fraction of the machine at decode's few rows. oneDNN and
 MKL take a packed weight through private operators, so each is tried at load: it must agree with ``F.linear`` and be
-faster.
+faster. int8 is asked for, never chosen: it changes the numbers.
 """
 
 from __future__ import annotations
@@ -31,9 +31,15 @@ class Linear:
     weight: [out, in]; bias: [out] or None.  Inputs are [rows, in], outputs [rows, out], of the weight's dtype.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, backend: str | None = None) -> None:
-        """Pack the weight for ``backend``, by default the fastest that gives the right numbers here."""
-        self.backend = backend or fastest_backend(weight)
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, backend: str | None = None, quantization: str | None = None
+    ) -> None:
+        """Pack the weight for ``backend``, by default the fastest that gives the right numbers here.
+
+        quantization: None or int8: weights per output and inputs per row in 127ths of the largest, products exact, so
+        that a row's result depends on no other row.
+        """
+        self.backend = quantization or backend or fastest_backend(weight)
         self.apply, self.apply_gelu, self.apply_add = _BACKENDS[self.backend](weight, bias)
 
 
@@ -121,8 +127,49 @@ def _mkl(weight: Tensor, bias: Tensor | None) -> tuple[Apply, Apply, AddTo]:
     )
 
 
+def _int8(weight: Tensor, bias: Tensor | None) -> tuple[Apply, Apply, AddTo]:
+    quantized, scale = _quantized(weight)
+    columns, column_scale = quantized.t(), scale.t()  # [in, out], [1, out]
+    multiply = int_multiply()
+
+    def apply(x: Tensor) -> Tensor:
+        rows, row_scale = _quantized(x)
+        y = multiply(rows, columns) * (row_scale * column_scale)
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    return apply, lambda x: gelu(apply(x)), lambda x, residual: apply(x) + residual
+
+
+def _quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row in 127ths of its largest number, int8, and the fp32 scale [rows, 1] that undoes it; NaN stays NaN."""
+    rows = rows.float()
+    scale = rows.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return torch.round(rows / scale).to(torch.int8), scale
+
+
+@functools.cache
+def int_multiply() -> AddTo:
+    """The exact product of int8 matrices [rows, in] and [in, out]: torch's private operator if it is right here."""
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randint(-127, 128, (40, 72), dtype=torch.int8, generator=generator).t()
+    try:
+        for count in (1, 3, PROBE_ROWS, 37):
+            rows = torch.randint(-127, 128, (count, 72), dtype=torch.int8, generator=generator)
+            if not torch.equal(torch._int_mm(rows, columns).double(), _float_multiply(rows, columns)):
+                return _float_multiply
+    except (RuntimeError, AttributeError, NotImplementedError):  # this build of torch lacks it
+        return _float_multiply
+    return torch._int_mm
+
+
+def _float_multiply(rows: Tensor, columns: Tensor) -> Tensor:
+    """Exact as well: sums of int8 products fit the 53 bits of a double."""
+    return rows.double() @ columns.double()
+
+
 _BACKENDS: dict[str, Callable[[Tensor, Tensor | None], tuple[Apply, Apply, AddTo]]] = {
     "torch": _torch,
     "onednn": _onednn,
     "mkl": _mkl,
+    "int8": _int8,
 }

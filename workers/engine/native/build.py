@@ -1,9 +1,10 @@
 """Compile the C++ sources for this CPU, once, and keep the library in the user's cache.
 
-    python -m workers.engine.native.build [--into FOLDER] [--march x86-64-v4]
+    python -m workers.engine.native.build [--into FOLDER] [--march x86-64-v4+avx512vnni]
 
 Without ``--into`` it fills the cache; with it, it writes the library under its hashed name, for images that have no
 compiler when they run: build into ``workers/engine/native/prebuilt`` of the installed package, a file per ``--march``.
+There, of x86-64-v4+avx512vnni, x86-64-v4 and x86-64-v3, the best that the CPU can run is taken.
 """
 
 from __future__ import annotations
@@ -39,10 +40,9 @@ FLAGS = (
     "-fPIC",
     "-pthread",
 )
-_LEVELS = {
-    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    "x86-64-v3": {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
-}
+_V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_LEVELS = {"x86-64-v4+avx512vnni": _V4 | {"avx512_vnni"}, "x86-64-v4": _V4, "x86-64-v3": _V3}
 """CPU flags that a prebuilt library of this name needs; the best comes first."""
 
 
@@ -58,14 +58,16 @@ class Found:
     compiled: bool
 
 
-def find(march: str = "native") -> Found:
-    """The library for these sources and this CPU: prebuilt, from the cache, or compiled now. Raises BuildFailed."""
-    if march == "native" and (prebuilt := _prebuilt()):
+def find(march: str = "native", *, fresh: bool = False) -> Found:
+    """The library for these sources and this CPU: prebuilt, from the cache, or compiled now. Raises BuildFailed.
+
+    fresh: compile in any case, into the cache.
+    """
+    if march == "native" and not fresh and (prebuilt := _prebuilt()):
         return Found(prebuilt, False)
     compiler = find_compiler()
-    folder = cache_folder()
-    path = folder / f"{_digest(compiler, march)}.so"
-    if path.is_file():
+    path = cache_folder() / f"{_digest(compiler, march)}.so"
+    if path.is_file() and not fresh:
         return Found(path, False)
     compile_to(path, compiler, march)
     return Found(path, True)
@@ -110,7 +112,8 @@ def compile_to(path: Path, compiler: list[str], march: str) -> None:
         if done.returncode:
             reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:].strip())
             raise BuildFailed(f"{' '.join(compiler)} ended with {done.returncode}: {reason}")
-        unfinished.chmod(0o700)
+        # Images build as root and run as someone else.
+        unfinished.chmod(0o755)
         unfinished.replace(path)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildFailed(f"{' '.join(compiler)} could not be run: {error}") from None
@@ -161,7 +164,8 @@ def cpu_flags() -> frozenset[str]:
 def _march_flags(march: str) -> list[str]:
     # clang and g++ on other machines than x86 spell the CPU's own set -mcpu=native.
     x86 = platform.machine() in {"x86_64", "AMD64"}
-    flags = [f"-march={march}" if x86 or march != "native" else "-mcpu=native"]
+    level, *more = march.split("+")
+    flags = [f"-march={level}" if x86 or level != "native" else "-mcpu=native", *(f"-m{name}" for name in more)]
     # Otherwise g++ keeps to half of the vectors' width, since old CPUs slow down on whole ones.
     return [*flags, "-mprefer-vector-width=512"] if x86 else flags
 
@@ -179,7 +183,7 @@ def main() -> None:
     """Build as the command line says and print the library's path."""
     parser = argparse.ArgumentParser(prog="python -m workers.engine.native.build", description=__doc__.splitlines()[0])
     parser.add_argument("--into", type=Path, help="write the library here, under the name that `prebuilt` looks for")
-    parser.add_argument("--march", default="native", help="the CPU to build for: native, x86-64-v4, x86-64-v3")
+    parser.add_argument("--march", default="native", help=f"the CPU to build for: native, {', '.join(_LEVELS)}")
     options = parser.parse_args()
     try:
         if options.into is None:

@@ -82,22 +82,21 @@ def load() -> Library | None:
 
 
 def open_library() -> Library:
-    """Find or build the library and bind it; a broken file in the cache is built anew. Raises BuildFailed."""
+    """Find or build the library and bind it; one that does not load is built anew, once. Raises BuildFailed."""
     found = find()
     try:
-        return _checked(found.path)
+        return _bind(found.path)
     except (OSError, AttributeError) as error:
         if found.compiled:
             raise BuildFailed(f"{found.path} does not load: {error}") from None
-    found.path.unlink(missing_ok=True)
-    path = find().path
+    path = find(fresh=True).path
     try:
-        return _checked(path)
+        return _bind(path)
     except (OSError, AttributeError) as error:
         raise BuildFailed(f"{path} does not load: {error}") from None
 
 
-def _checked(path: Path) -> Library:
+def _bind(path: Path) -> Library:
     library = Library(path)
     if library.version != VERSION:
         raise AttributeError(f"its interface is {library.version}, not {VERSION}")

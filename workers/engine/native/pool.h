@@ -26,17 +26,15 @@ class Pool {
 public:
     // `threads` counts the caller. `spin_us`: how long a helper looks for the next phase before it sleeps.
     Pool(int threads, int spin_us) : spin_(spin_us), lanes_(threads) {
-        for (int lane = 1; lane < threads; ++lane) helpers_.emplace_back([this, lane] { help(lane); });
+        try {
+            for (int lane = 1; lane < threads; ++lane) helpers_.emplace_back([this, lane] { help(lane); });
+        } catch (...) {
+            stop();
+            throw;
+        }
     }
 
-    ~Pool() {
-        {
-            std::lock_guard<std::mutex> hold(mutex_);
-            stopping_.store(true);
-        }
-        wake_.notify_all();
-        for (auto& helper : helpers_) helper.join();
-    }
+    ~Pool() { stop(); }
 
     int threads() const { return static_cast<int>(lanes_.size()); }
 
@@ -79,6 +77,15 @@ private:
         std::atomic<uint64_t> ticket{0};
         int64_t end = 0;
     };
+
+    void stop() {
+        {
+            std::lock_guard<std::mutex> hold(mutex_);
+            stopping_.store(true);
+        }
+        wake_.notify_all();
+        for (auto& helper : helpers_) helper.join();
+    }
 
     void work(int own) {
         const int count = threads();

@@ -22,7 +22,7 @@ struct Shape {
 enum Linear : int { QKV, DENSE, UP, DOWN, LINEARS };
 enum BlockNorm : int { ATTENTION_NORM, MLP_NORM, BLOCK_NORMS };
 
-constexpr int64_t NORM_ROWS = 16;  // rows of a chunk where each row is worked on alone
+constexpr int64_t CHUNK_FLOATS = 8192;  // of a chunk where each row is worked on alone: some microseconds' worth
 
 class Stage {
 public:
@@ -77,7 +77,7 @@ public:
             const Packed<Kind>* linear = &linears_[layer * LINEARS];
             const Norm* norm = &norms_[layer * BLOCK_NORMS];
             const float* residual = shape_.residual_post_norm ? normed_.data() : x_.data();
-            normalise_rows(norm[ATTENTION_NORM], rows, x_.data(), nullptr);
+            normalise_rows(norm[ATTENTION_NORM], rows, nullptr);
             multiply<End::plain>(linear[QKV], normed_.data(), rows, {qkv_.data(), row_stride(3 * h)});
             float* keys = cache[layer];
             attention_.run(pool_, {keys, keys + cache_tokens * h}, heads,
@@ -85,7 +85,7 @@ public:
             quantize_rows(context_.data(), row_stride(h), h, rows);
             const Out stream{x_.data(), row_stride(h), residual, row_stride(h)};
             multiply<End::add>(linear[DENSE], context_.data(), rows, stream);
-            normalise_rows(norm[MLP_NORM], rows, x_.data(), nullptr);
+            normalise_rows(norm[MLP_NORM], rows, nullptr);
             multiply<End::gelu>(linear[UP], normed_.data(), rows, {wide_.data(), row_stride(4 * h)});
             quantize_rows(wide_.data(), row_stride(4 * h), 4 * h, rows);
             multiply<End::add>(linear[DOWN], wide_.data(), rows, stream);
@@ -111,16 +111,17 @@ private:
 
     // Calls body(row) for all rows, some at a time.
     template <class Body>
-    void each_row(int64_t rows, const Body& body) {
-        pool_.run((rows + NORM_ROWS - 1) / NORM_ROWS, [&](int64_t chunk) {
-            for (int64_t row = chunk * NORM_ROWS; row < std::min(rows, (chunk + 1) * NORM_ROWS); ++row) body(row);
+    void each_row(int64_t rows, int64_t columns, const Body& body) {
+        const int64_t size = std::max<int64_t>(1, CHUNK_FLOATS / columns);
+        pool_.run((rows + size - 1) / size, [&](int64_t chunk) {
+            for (int64_t row = chunk * size; row < std::min(rows, (chunk + 1) * size); ++row) body(row);
         });
     }
 
     // The residual stream's first values: token ids embedded and normalised, or the rows of the stage before.
     void begin(const void* source, int64_t rows) {
         const int64_t h = shape_.hidden, stride = row_stride(h);
-        each_row(rows, [&](int64_t row) {
+        each_row(rows, h, [&](int64_t row) {
             float* to = x_.data() + row * stride;
             if (shape_.first)
                 bloom::normalise(embedding_norm_, shape_.norm_eps, h,
@@ -130,18 +131,19 @@ private:
         });
     }
 
-    // normed = norm(from), and its bytes if quantized. `picked`: which rows, if not the first ones in order.
-    void normalise_rows(const Norm& norm, int64_t rows, const float* from, const int64_t* picked) {
+    // normed = norm(x), and its bytes if quantized. `picked`: which rows of x, if not the first ones in order.
+    void normalise_rows(const Norm& norm, int64_t rows, const int64_t* picked) {
         const int64_t h = shape_.hidden, stride = row_stride(h);
-        each_row(rows, [&](int64_t row) {
+        each_row(rows, h, [&](int64_t row) {
             float* to = normed_.data() + row * stride;
-            bloom::normalise(norm, shape_.norm_eps, h, from + (picked ? picked[row] : row) * stride, to);
+            bloom::normalise(norm, shape_.norm_eps, h, x_.data() + (picked ? picked[row] : row) * stride, to);
             if (QUANTIZED) quantize_row(to, h, stride, row);
         });
     }
 
     void quantize_rows(const float* from, int64_t stride, int64_t columns, int64_t rows) {
-        if (QUANTIZED) each_row(rows, [&](int64_t row) { quantize_row(from + row * stride, columns, stride, row); });
+        if (!QUANTIZED) return;
+        each_row(rows, columns, [&](int64_t row) { quantize_row(from + row * stride, columns, stride, row); });
     }
 
     void quantize_row(const float* from, int64_t columns, int64_t stride, int64_t row) {
@@ -156,14 +158,14 @@ private:
             in = {reinterpret_cast<const int32_t*>(bytes_.data()), stride / 4, rows, scales_.data()};
         else
             in = {x, stride, rows};
-        pool_.run(w.panels(), [&](int64_t panel) { multiply_panel<end>(w, panel, in, out); });
+        pool_.run(rows ? w.panels() : 0, [&](int64_t panel) { multiply_panel<end>(w, panel, in, out); });
     }
 
     // Logits of the sampled rows, or the residual stream for the next stage.
     void finish(int64_t rows, const int64_t* sampled, int64_t sampled_rows, float* out) {
         const int64_t h = shape_.hidden;
         if (shape_.last) {
-            normalise_rows(final_norm_, sampled_rows, x_.data(), sampled);
+            normalise_rows(final_norm_, sampled_rows, sampled);
             multiply<End::plain>(head_, normed_.data(), sampled_rows, {out, shape_.vocab});
             return;
         }

@@ -103,6 +103,7 @@ class NativeStage:
         assert source.dtype is (torch.int64 if self._first else torch.float32)
         assert spans.dtype is sampled.dtype is torch.int64
         assert len(cache.layers) == self._layers
+        assert all(layer.dtype is torch.float32 and layer.is_contiguous() for layer in cache.layers)
         rows, picked = source.shape[0], sampled.shape[0]
         size = (picked, self._config.vocab) if self._last else (rows, self._config.hidden)
         out = torch.empty(size, dtype=torch.float32)

@@ -80,6 +80,17 @@ BLOOM_INLINE Floats absolute(Floats v) { return from_bits(bits(v) & 0x7fffffff);
 // A NaN in `a` is lost, one in `b` stays.
 BLOOM_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
+// Lane i is lane from[i] of the pair (a, b).
+BLOOM_INLINE Floats shuffle(Floats a, Floats b, Ints from) {
+#if defined(__clang__)
+    Floats v{};
+    for (int i = 0; i < WIDTH; ++i) v[i] = from[i] < WIDTH ? a[from[i]] : b[from[i] - WIDTH];
+    return v;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
 // Sums and maxima over lanes go by halves, so their order is the same for every caller.
 BLOOM_INLINE float sum(Floats v) {
     float lane[WIDTH];
@@ -136,7 +147,7 @@ BLOOM_INLINE Floats sums_of(Floats (&rows)[WIDTH]) {
 #pragma GCC unroll 8
         for (int i = 0; i < half; ++i) {
             const Floats a = rows[i], b = rows[i + half];
-            rows[i] = __builtin_shuffle(a, b, lane + second) + __builtin_shuffle(a, b, (lane ^ half) + second);
+            rows[i] = shuffle(a, b, lane + second) + shuffle(a, b, (lane ^ half) + second);
         }
     }
     return rows[0];
