@@ -13,6 +13,7 @@ import functools
 import json
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.docs:
         _write_docs(options.results)
         return
+    started = time.perf_counter()
     records = [measure(CASES[name], options) for name in options.model]
+    print(f"all took {time.perf_counter() - started:.0f} s", file=sys.stderr)
     if not (options.quick or options.only):
         for found in records:
             print(f"kept in {write(found, options.results)}", file=sys.stderr)

@@ -42,13 +42,14 @@ def section(found: Record, chart: str) -> str:
     """Model, machine, table, chart and floor of one record."""
     model, work, machine = found["model"], found["workload"], found["machine"]
     shape = f"{model['hidden']} wide, {model['layers']} layers, {model['heads']} heads, vocabulary {model['vocab']:,}"
+    distinct = f" ({work['distinct_tokens']:,} distinct)" if work["distinct_tokens"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     lines = [
         f"## {model['name']}: {shape}",
         "",
         f"{model['parameters'] / 1e6:.0f} M parameters; {work['requests']} requests, {work['prompt_tokens']:,} prompt "
-        f"tokens, {work['tokens']:,} generated. {machine['cpu']}, {machine['cores']} cores; commit {found['commit']}; "
-        + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        + ".",
+        f"tokens, {work['tokens']:,} generated{distinct}. {machine['cpu']}, {machine['cores']} cores; "
+        f"commit {found['commit']}; {versions}.",
         "",
         f"    {found['command']}",
         "",
