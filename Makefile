@@ -29,10 +29,11 @@ check: $(VENV)/.dev  ## what every commit passes: style, types, floors, fast tes
 test: check  ## all tests
 	$(BIN)/python -m pytest -m "not fast"
 
-bench: $(VENV)/.dev  ## the benchmarks, each with its baseline; a few minutes
+bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten minutes on two idle cores
 	$(BIN)/python -m benchmarks.imports
 	$(BIN)/python -m benchmarks.submit
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.compare --docs
 
 clean:  ## remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
@@ -52,3 +53,8 @@ $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo "installing the farm and its tools into $(VENV); the first time takes some minutes"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: $(VENV)/.dev
+	@echo "installing the engines to compare with into $(VENV)"
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@

@@ -1,20 +1,18 @@
 """What the Python client costs: submitting, collecting and waiting, on an embedded server without a worker.
 
-    python benchmarks/client.py
+    python -m benchmarks.client
 
 Wall time depends on what else the machine does; the client's own CPU time hardly does. Ends with one JSON line.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.report import finish
 from farm import Farm
 from farm.contracts import JobState
 from farm.ledger.attempts import Advance, Attempts, Claim, Outcome
@@ -60,9 +58,7 @@ def main() -> None:
             farm.ledger.client.flushdb()
             small = [f"{number} " + "x" * 50 for number in range(JOBS)]
             large = [f"{number} " + "x" * 2_000 for number in range(JOBS)]
-            figures: dict[str, object] = {
-                "submit_50_chars": timed(lambda: farm.submit_many(small, max_tokens=32), JOBS)
-            }
+            figures = {"submit_50_chars": timed(lambda: farm.submit_many(small, max_tokens=32), JOBS)}
             figures["submit_2000_chars"] = timed(lambda: farm.submit_many(large, max_tokens=32), JOBS)
             farm.ledger.client.flushdb()
             jobs = farm.submit_many(small[:5_000], max_tokens=2)
@@ -80,8 +76,11 @@ def main() -> None:
                     "connections": len(farm.ledger.client.client_list()),
                 }
         server.stop()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    print(json.dumps({"commit": commit.stdout.strip(), "machine": platform.machine(), "jobs": JOBS, **figures}))
+    finish("client", [(name, _words(found)) for name, found in figures.items()], {"jobs": JOBS, **figures})
+
+
+def _words(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:,g}" for name, value in figures.items())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Baselines: ``generate`` in static batches of 16, in order of arrival, each run to its longest member; and one request at
 a time. Every output has exactly its requested length. Wall and CPU seconds are both given: where others share the
-machine, compare CPU seconds at one thread. The wait policy is that of ``workers.engine.__main__``.
+machine, compare CPU seconds at one thread. The wait policy is that of a worker's engine process.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BloomForCausalLM
-from transformers.utils import logging
 
+from benchmarks import environment
 from benchmarks.report import commit, machine
+from benchmarks.static import load, run_static
 from benchmarks.workload import BENCHMARK, Item, requests, save_bloom
 from farm.settings import EngineSettings, ModelSettings
 from workers.engine.bloom import Bloom
@@ -46,24 +46,6 @@ def run_engine(model: Bloom, items: list[Item], prefill_budget: int) -> tuple[Ou
     return outputs, engine.steps
 
 
-@torch.inference_mode()
-def run_static(model: BloomForCausalLM, items: list[Item], batch: int) -> Outputs:
-    """transformers' generate in batches of so many, left-padded, each to its longest output."""
-    outputs: Outputs = []
-    for first in range(0, len(items), batch):
-        group = items[first : first + batch]
-        width = max(len(item.prompt) for item in group)
-        ids = torch.tensor([[3] * (width - len(item.prompt)) + item.prompt for item in group])
-        mask = torch.tensor([[0] * (width - len(item.prompt)) + [1] * len(item.prompt) for item in group])
-        longest = max(item.max_tokens for item in group)
-        made = model.generate(
-            ids, attention_mask=mask, max_new_tokens=longest, do_sample=False, eos_token_id=None, pad_token_id=3
-        )
-        assert made.shape[1] == width + longest
-        outputs += [row[width : width + item.max_tokens].tolist() for row, item in zip(made, group, strict=True)]
-    return outputs
-
-
 def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
     """The call's result, and its wall and CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -73,6 +55,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
 
 def main() -> None:
     """Measure and print; the last line is one JSON object."""
+    environment.enter("benchmarks.engine")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=64)
@@ -80,7 +63,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip-one-by-one", action="store_true", help="leave the slowest baseline out")
     options = parser.parse_args()
-    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(save_bloom(Path(folder), BENCHMARK), options)))
 
@@ -89,7 +71,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run the engine and the baselines in turn, ``repeats`` times, and compare their best."""
     settings = EngineSettings(threads=options.threads)
     ours = Bloom(ModelSettings(id=str(folder)), settings)
-    theirs = BloomForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = load(folder)
     items = requests(options.requests, BENCHMARK.vocab, options.seed)
     tokens = sum(item.max_tokens for item in items)
     runs: dict[str, Callable[[], Any]] = {

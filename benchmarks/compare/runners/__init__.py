@@ -1,0 +1,1 @@
+"""One module for each engine: ``ready`` loads it. See ``contender.Runner``."""
