@@ -45,13 +45,16 @@ def _check(folder: Path, adds: list[Add], said: dict[str, Said]) -> None:
         reference.assert_same(folder, add.prompt, expected, said[add.id].ids)
 
 
+@pytest.mark.parametrize("native", ["auto", "off"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_tokens_equal_generate_whatever_the_shape_and_the_order_of_arrival(shape: BloomConfig, tmp_path: Path) -> None:
+def test_tokens_equal_generate_whatever_the_shape_and_the_order_of_arrival(
+    shape: BloomConfig, native: str, tmp_path: Path
+) -> None:
     """Requests that arrive at random, share steps and chunk their prompts get the tokens they would get alone."""
     folder = save_bloom(tmp_path / "bloom", shape, seed=3, scale=6.0)
     rng = random.Random(shape.heads)
     adds = _adds(_prompts(shape.vocab, 10, seed=shape.heads), rng)
-    model = bloom(folder, max_slots=4, prefill_budget=24)
+    model = bloom(folder, max_slots=4, prefill_budget=24, native=native)
     said = drive(Engine(model, prefill_budget=24), adds, arrive=[rng.randint(0, 60) for _ in adds])
     _check(folder, adds, said)
     generated = [token for one in said.values() for token in one.ids]
@@ -60,8 +63,10 @@ def test_tokens_equal_generate_whatever_the_shape_and_the_order_of_arrival(shape
 
 LAYOUTS: dict[str, dict[str, object]] = {
     "contiguous": {},
+    "contiguous, torch": {"native": "off"},
     "paged": {"kv_layout": "paged"},
     "two stages": {"devices": ["cpu", "cpu"]},
+    "two stages, torch": {"devices": ["cpu", "cpu"], "native": "off"},
     "three stages, paged": {"devices": ["cpu", "cpu", "cpu"], "kv_layout": "paged"},
 }
 
