@@ -24,6 +24,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("farm")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none: nothing that can be installed would change that."""
+    for_gpus = [item for item in items if item.get_closest_marker("gpu")]
+    if not for_gpus:
+        return
+    import torch  # most runs do without
+
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=for_gpus)
+        items[:] = [item for item in items if item not in for_gpus]
+
+
 def wait_until(condition: Callable[[], object], *, why: str, timeout_s: float = 30.0) -> None:
     """Return once ``condition`` holds; fail with ``why`` when it has not after ``timeout_s``."""
     pause = threading.Event()

@@ -115,7 +115,7 @@ def test_a_stage_reads_no_tensor_of_another(tmp_path: Path, tied: bool) -> None:
                 weights.take(next(name for name in whole if name not in mine))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 def test_tensors_are_given_out_on_a_device(tmp_path: Path) -> None:
     """Weights for a GPU arrive there, in the engine's dtype, and are checked there."""
     folder = save_bloom(tmp_path / "bloom", SMALL)

@@ -1,0 +1,89 @@
+"""Where a model goes, which kernels compute it, and what is refused before a weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.byte_bpe import FIRST_BYTE
+from benchmarks.workload import save_bloom
+from farm.errors import ModelRefused
+from farm.settings import EngineSettings, ModelSettings
+from tests.engine.driving import bloom, one
+from workers.engine import devices, loading
+from workers.engine.checkpoint import BloomConfig
+from workers.engine.engine import Engine
+from workers.engine.kv.contiguous import ContiguousKV
+from workers.engine.kv.paged import PagedKV
+from workers.engine.loading import Placement, place
+from workers.engine.native import library
+
+SHAPE = BloomConfig(vocab=300, hidden=64, layers=6, heads=4)
+
+
+def placed(dtype: str = "auto", **engine: Any) -> Placement:
+    return place(SHAPE, ModelSettings(dtype=dtype), EngineSettings(**engine))  # type: ignore[arg-type]
+
+
+def test_a_model_is_cut_into_as_many_stages_as_devices_are_named() -> None:
+    """Every layer once, the embedding first, the head last."""
+    stages = placed(devices=["cpu", "cpu", "cpu"]).plan.stages
+    assert [layer for stage in stages for layer in stage.layers] == list(range(6))
+    assert [stage.has_embedding for stage in stages] == [True, False, False]
+    assert [stage.has_head for stage in stages] == [False, False, True]
+    assert len(placed().plan.stages) == 1
+
+
+@pytest.mark.skipif(library.load() is None, reason="no native library: install Debian's package g++")
+def test_native_kernels_compute_contiguous_float32_unless_told_otherwise() -> None:
+    """bfloat16, pages and FARM_ENGINE__NATIVE=off are torch's."""
+    assert placed().is_native
+    assert not placed(native="off").is_native
+    assert not placed(dtype="bfloat16").is_native
+    assert not placed(kv_layout="paged").is_native
+
+
+def test_the_layout_decides_who_keeps_the_books() -> None:
+    """Contiguous blocks by default on a CPU, pages when asked."""
+    assert isinstance(placed().memory(caching=True), ContiguousKV)
+    assert isinstance(placed(kv_layout="paged").memory(caching=True), PagedKV)
+
+
+@pytest.mark.parametrize("name", ["cuda:97", "gpu", "cpu:1"])
+def test_a_device_that_is_not_here_is_refused(name: str) -> None:
+    """The reason names it and what is here."""
+    with pytest.raises(ModelRefused, match=rf"'{name}'.* this machine has cpu"):
+        placed(devices=["cpu", name])
+
+
+def test_more_memory_for_keys_and_values_than_is_free_is_refused() -> None:
+    """The reason gives both sizes, the setting, and by how much to lower it."""
+    with pytest.raises(ModelRefused, match=r"FARM_ENGINE__KV_BYTES asks for [\d,]+ bytes .* lower it by [\d,]+"):
+        placed(kv_bytes=1 << 60)
+
+
+def test_a_model_that_does_not_fit_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason says how many bytes are missing, before a weight is read."""
+    monkeypatch.setattr(devices, "free_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(loading, "free_bytes", lambda: 1 << 30)
+    with pytest.raises(ModelRefused, match=r"[\d,]+\s+bytes are missing"):
+        placed()
+
+
+@pytest.mark.parametrize("native", ["auto", "off"])
+def test_int8_is_another_model_that_says_nearly_the_same(native: str, tmp_path: Path) -> None:
+    """It has a fingerprint of its own, and its logits are close to float32's."""
+    folder = save_bloom(tmp_path / "bloom", SHAPE)
+    prompt = list(range(FIRST_BYTE, FIRST_BYTE + 40))
+    exact, rounded = bloom(folder, native=native), bloom(folder, native=native, quantization="int8")
+    assert exact.ready.fingerprint != rounded.ready.fingerprint
+    tops = [one(Engine(model, 64), prompt, max_tokens=1, logprobs=5).tokens[0].top for model in (exact, rounded)]
+    wanted, got = (dict(top or []) for top in tops)
+    common = wanted.keys() & got.keys()
+    assert len(common) >= 3
+    torch.testing.assert_close(
+        torch.tensor([got[id] for id in common]), torch.tensor([wanted[id] for id in common]), atol=0.1, rtol=0.05
+    )
