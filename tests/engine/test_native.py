@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from torch import Tensor
 from torch.nn import functional
 from transformers import BloomForCausalLM
@@ -158,6 +159,20 @@ def _shared(quantization: str | None) -> NativeStage:
     if quantization not in _STAGES:
         _STAGES[quantization] = stage(Made(SHAPES["3 heads of 24"]), quantization=quantization)
     return _STAGES[quantization]
+
+
+@needs_library
+def test_blocks_may_have_any_size_and_place() -> None:
+    """Down to the last token of the cache, which nothing may be read beyond."""
+    for name in ("3 heads of 24", "2 heads of 64"):
+        weights = Made(SHAPES[name])
+        ours, ids = stage(weights), tokens(weights.config, 37)
+        wanted = ours.forward(ids, spans((0, 0, 37)), torch.arange(37), Memory(weights.config))
+        odd = Memory(weights.config)
+        end = odd.blocks * BLOCK - 37
+        rows = torch.cat([ids, ids])
+        got = ours.forward(rows, torch.tensor([[end, 37, 0, 37], [3, 41, 0, 37]]), torch.arange(74), odd)
+        assert torch.equal(got, torch.cat([wanted, wanted]))
 
 
 @needs_library
@@ -334,9 +349,7 @@ def test_an_unsafe_folder_is_refused(cache_home: Path) -> None:
 
 
 @pytest.mark.fast
-def test_without_a_compiler_there_is_no_library_and_a_reason(
-    cache_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_compiler_there_is_no_library_and_a_reason(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The farm runs on torch then."""
     monkeypatch.setenv("PATH", str(cache_home))
     monkeypatch.delenv("CXX", raising=False)
@@ -344,9 +357,12 @@ def test_without_a_compiler_there_is_no_library_and_a_reason(
         build.find()
     library.load.cache_clear()
     try:
-        assert library.load() is None
+        with capture_logs() as logs:
+            assert library.load() is None
     finally:
         library.load.cache_clear()
+    assert [log["event"] for log in logs] == ["native_stage_unavailable"]
+    assert "install g++" in logs[0]["reason"]
 
 
 @needs_library

@@ -76,9 +76,10 @@ BLOOM_INLINE Floats products(const float* query, const float* keys, int64_t dim,
         for (int v = 0; v < V; ++v) q[v] = load<Floats>(query + v * WIDTH);
 #pragma GCC unroll 16
         for (int i = 0; i < WIDTH; ++i) {
-            product[i] = q[0] * load<Floats>(keys + i * V * WIDTH);
+            // From 0 on, as below: the compiler must have one way only to fuse the sum, or the paths differ in a bit.
+            product[i] = Floats{};
 #pragma GCC unroll 8
-            for (int v = 1; v < V; ++v) product[i] += q[v] * load<Floats>(keys + (i * V + v) * WIDTH);
+            for (int v = 0; v < V; ++v) product[i] += q[v] * load<Floats>(keys + (i * V + v) * WIDTH);
         }
         return sums_of(product);
     }
@@ -95,7 +96,7 @@ BLOOM_INLINE Floats products(const float* query, const float* keys, int64_t dim,
 template <int V>
 float score(const float* query, const float* keys, const Heads& shape, int64_t size, int64_t position, float slope,
             float* scores) {
-    const float scale = 1.0f / std::sqrt(static_cast<float>(shape.dim));
+    const float root = std::sqrt(static_cast<float>(shape.dim)), scale = 1.0f / root, steepness = slope * root;
     const Floats none = all(-std::numeric_limits<float>::infinity());
     Floats most = none;
     Ints lane;
@@ -104,7 +105,8 @@ float score(const float* query, const float* keys, const Heads& shape, int64_t s
     for (int64_t key = 0; key <= position; key += WIDTH, keys += group) {
         const Floats product = products<V>(query, keys, shape.dim, std::min<int64_t>(WIDTH, size - key));
         const Ints at = lane + static_cast<int32_t>(key - position);
-        Floats v = product * scale + __builtin_convertvector(at, Floats) * slope;
+        // One product and one sum at a time, for the same reason as above.
+        Floats v = (product + __builtin_convertvector(at, Floats) * steepness) * scale;
         v = at > 0 ? none : v;  // keys after the query weigh nothing
         most = larger(most, v);
         store(scores + key, v);

@@ -46,7 +46,10 @@ class Cache(Protocol):
 
 
 class NativeStage:
-    """Blocks ``layers`` of a Bloom, with the embedding if it is the first stage and the head if it is the last."""
+    """Blocks ``layers`` of a Bloom, with the embedding if it is the first stage and the head if it is the last.
+
+    ``threads`` counts the calling one; the others sleep between steps. One call at a time.
+    """
 
     def __init__(
         self,
@@ -61,14 +64,17 @@ class NativeStage:
     ) -> None:
         """Read and pack the weights. ``quantization`` is None or int8.
 
-        Raises ModelRefused for damaged tensors, ValueError for a dtype other than float32 or where no library loads.
+        library: by default the one that ``load`` finds.
+        Raises ModelRefused for damaged tensors, MemoryError, and ValueError for what only the torch stage computes: a
+        dtype other than float32, int8 of a width that 4 does not divide, anything where no library loads.
         """
         library = library or load()
-        if library is None or weights.dtype is not torch.float32 or quantization not in {None, "int8"}:
+        config = weights.config
+        known = quantization is None or (quantization == "int8" and config.hidden % 4 == 0)
+        if library is None or weights.dtype is not torch.float32 or not known:
             raise ValueError(
                 f"no native stage for {weights.dtype} and quantization {quantization}; use the torch stage"
             )
-        config = weights.config
         self._config, self._first, self._last, self._layers = config, first, last, len(layers)
         self._library = library
         shape = Shape(
