@@ -33,11 +33,12 @@ class Bloom:
         """Load the model. Raises ModelRefused with the reason if it can't be served. Sets torch's thread count."""
         started = time.perf_counter()
         threads = engine.threads or usable_cores()
-        torch.set_num_threads(threads)
         checkpoint = find_checkpoint(model.id, model.revision)
         self._tokenizer = Tokenizer(checkpoint.tokenizer)
         self._placement = place(checkpoint.config, model, engine)
         self._caching = engine.prefix_caching
+        # The native library has threads of its own; torch's would only be in their way.
+        torch.set_num_threads(1 if self._placement.is_native else threads)
         self._pipeline = Pipeline(load_shards(checkpoint, self._placement, engine, threads), threads)
         # Of each step in flight, the sequences that get a token: as the engine wants them, and in the rows' order.
         self._sampled: deque[tuple[list[Sequence], list[Sequence]]] = deque()

@@ -11,12 +11,14 @@ import queue
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from farm.errors import FarmError
 from farm.settings import Settings, load_settings
 from workers.engine.engine import Engine, Model
-from workers.engine.protocol import BEAT_S, Add, Cancel, Command, Event, Message, Refused, Report, decode, encode
+from workers.engine.outbox import Outbox
+from workers.engine.protocol import BEAT_S, Add, Cancel, Command, Message, Refused, Report, decode, encode
 from workers.engine.synthetic import Synthetic
 
 
@@ -48,26 +50,29 @@ def load_model(settings: Settings) -> Model:
 
 
 def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Command]) -> None:
+    outbox = Outbox()
     reported = time.monotonic()
     while True:
-        _take_all(engine, commands, wait_s=0.0 if engine.has_work else BEAT_S)
-        events: list[Event] = engine.step() if engine.has_work else []
-        now = time.monotonic()
-        if events or now - reported >= BEAT_S:
-            reported = now
-            _send(connection, Report(engine.steps, engine.running, engine.waiting, events, engine.stats))
-
-
-def _take_all(engine: Engine, commands: queue.SimpleQueue[Command], wait_s: float) -> None:
-    """Hand every pending command to the engine, waiting up to ``wait_s`` for the first."""
-    try:
-        command = commands.get(timeout=wait_s) if wait_s else commands.get_nowait()
-        while True:
+        for command in _pending(commands, wait_s=0.0 if engine.has_work else BEAT_S):
+            outbox.forget(command.id)
             if isinstance(command, Add):
                 engine.add(command)
             else:
                 engine.cancel(command.id)
-            command = commands.get_nowait()
+        if engine.has_work:
+            outbox.add(engine.step())
+        now = time.monotonic()
+        if outbox.is_due(now - reported):
+            reported = now
+            _send(connection, Report(engine.steps, engine.running, engine.waiting, outbox.take(), engine.stats))
+
+
+def _pending(commands: queue.SimpleQueue[Command], wait_s: float) -> Iterator[Command]:
+    """Every command that is there, after waiting up to ``wait_s`` for the first."""
+    try:
+        yield commands.get(timeout=wait_s) if wait_s else commands.get_nowait()
+        while True:
+            yield commands.get_nowait()
     except queue.Empty:
         return
 

@@ -1,7 +1,7 @@
 """What the worker and its engine process say to each other: one message per pipe packet.
 
-To the engine: ``Add`` and ``Cancel``. From the engine: ``Ready`` or ``Refused`` once, then a ``Report`` per step that
-has events, and one at least every ``BEAT_S`` while there are none. This module is plain data: no torch, no Redis.
+To the engine: ``Add`` and ``Cancel``. From the engine: ``Ready`` or ``Refused`` once, then ``Report``s of what the
+steps since the last one did, one at least every ``BEAT_S``. This module is plain data: no torch, no Redis.
 
 On the wire a message is a JSON array: its type's name, then its fields in order, so that a step with 32 tokens costs
 tens of microseconds. Both ends are of one release: there is no schema to grow.
@@ -18,6 +18,9 @@ FinishReason = Literal["stop", "length", "cancelled", "expired"]
 
 BEAT_S = 0.5
 """The longest silence of an engine that is neither loading nor inside a step, in seconds."""
+GATHER_S = 0.03
+"""How long tokens may wait for others, in seconds: a fraction of the worker's flush, and several steps of a small model
+whose every report would take a core from the next step."""
 
 
 @dataclass(frozen=True, slots=True)

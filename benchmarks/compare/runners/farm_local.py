@@ -13,6 +13,8 @@ from farm.local.stack import Stack
 from farm.settings import load_settings
 
 START_S = 300.0
+WARM_UP = 64
+"""Jobs before the first that counts: every thread of the worker has had one then."""
 
 
 @contextmanager
@@ -34,5 +36,5 @@ def ready(folder: Path, _: Options) -> Iterator[Generate]:
                     answers = farm.map(prompts, window=len(prompts))
                     return Generated([list(answer.token_ids or []) for answer in answers])
 
-                generate([([5, 6, 7], 4)] * 8)
+                generate([([5, 6, 7], 4)] * WARM_UP)
                 yield generate
