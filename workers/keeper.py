@@ -24,10 +24,6 @@ log = structlog.get_logger(__name__)
 WEIGH_S = 1.0  # how often the server's memory is looked at
 
 
-FIRST_BATCH, LAST_BATCH = 4, 256
-"""Messages sent together. One takes about 1 ms to make, and a worker should not wait for many before its first."""
-
-
 class Keeper:
     """One keeper and its thread."""
 
@@ -101,13 +97,9 @@ class Keeper:
             return
         task = self._app.tasks[TASK]
         pool: Any = self._app.producer_pool  # its stubs lack batch
-        first, size = 0, FIRST_BATCH
-        with pool.acquire(block=True) as producer:
-            while first < len(messages):
-                with producer.batch(max_size=size):
-                    for message in messages[first : first + size]:
-                        task.apply_async(producer=producer, **_envelope(message))
-                first, size = first + size, min(LAST_BATCH, 2 * size)
+        with pool.acquire(block=True) as producer, producer.batch(max_size=256):
+            for message in messages:
+                task.apply_async(producer=producer, **_envelope(message))
 
 
 def _envelope(message: Dispatch) -> dict[str, Any]:
