@@ -138,7 +138,8 @@ class Runner:
             with self._lock:
                 self._ready = ready
                 self._can_run.set()
-            log.info("engine_ready", model=self._settings.model.name, slots=ready.slots, load_s=round(ready.load_s, 2))
+            facts = {"kernels": ready.kernels, "slots": ready.slots, "load_s": round(ready.load_s, 2)}
+            log.info("engine_ready", model=self._settings.model.name, **facts)
             try:
                 self._patiently(self._register)
             except ServerUnreachable:

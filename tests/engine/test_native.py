@@ -6,6 +6,7 @@ import math
 import os
 import random
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -353,6 +354,7 @@ def test_without_a_compiler_there_is_no_library_and_a_reason(cache_home: Path, m
     """The farm runs on torch then."""
     monkeypatch.setenv("PATH", str(cache_home))
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(BuildFailed, match=r"install g\+\+"):
         build.find()
     library.load.cache_clear()
@@ -363,6 +365,18 @@ def test_without_a_compiler_there_is_no_library_and_a_reason(cache_home: Path, m
         library.load.cache_clear()
     assert [log["event"] for log in logs] == ["native_stage_unavailable"]
     assert "install g++" in logs[0]["reason"]
+
+
+@pytest.mark.fast
+def test_the_compiler_of_the_extra_is_found_last(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``pip install 'bloomfarm[native]'`` serves a machine that has no other; $CXX and the path come first."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang")
+    monkeypatch.setenv("PATH", str(cache_home))
+    monkeypatch.delenv("CXX", raising=False)
+    assert build.find_compiler() == [sys.executable, "-m", "ziglang", "c++"]
+    compiler = cache_home / "g++"
+    compiler.touch(mode=0o755)
+    assert build.find_compiler() == ["g++"]
 
 
 @needs_library
@@ -392,7 +406,7 @@ def test_a_prebuilt_library_needs_no_compiler(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("sys.argv", ["build", "--into", str(tmp_path), "--march", level])
     build.main()
     monkeypatch.setattr(build, "PREBUILT", tmp_path)
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(build, "find_compiler", lambda: pytest.fail("it looked for a compiler"))
     found = build.find()
     assert found.path.parent == tmp_path
     assert selftest.mismatch(library.Library(found.path)) is None

@@ -52,6 +52,7 @@ class Bloom:
             fingerprint=checkpoint.fingerprint("+".join(filter(None, (precision, engine.quantization)))),
             load_s=round(time.perf_counter() - started, 3),
             tokenizer=str(checkpoint.tokenizer),
+            kernels=self._placement.kernels,
         )
 
     @property

@@ -46,6 +46,11 @@ class Placement:
         """The bookkeeping of an empty KV cache."""
         return PagedKV(self.kv_tokens, caching) if self.is_paged else ContiguousKV(self.kv_tokens, caching)
 
+    @property
+    def kernels(self) -> str:
+        """What computes, for people: as "native on cpu" or "torch on cuda:0, cuda:1"."""
+        return f"{'native' if self.is_native else 'torch'} on {', '.join(s.device.name for s in self.plan.stages)}"
+
 
 def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> Placement:
     """Decide. Raises ModelRefused for devices that are not here, and for memory that is not there."""

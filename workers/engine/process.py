@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+from farm import logs
 from farm.errors import FarmError
 from farm.settings import Settings, load_settings
 from workers.engine.engine import Engine, Model
@@ -31,6 +32,7 @@ def serve(connection: Connection) -> None:
     threading.Thread(target=_read, args=(connection, commands), name="commands", daemon=True).start()
     try:
         settings = load_settings()
+        logs.setup(settings.logs)
         engine = Engine(load_model(settings), settings.engine.prefill_budget, slowdown=settings.engine.prefill_slowdown)
     except FarmError as error:
         _send(connection, Refused(error.code, str(error)))

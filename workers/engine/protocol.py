@@ -121,7 +121,8 @@ Event = Admitted | Emitted | Finished | Failed
 class Ready:
     """The model is loaded. ``context`` and ``kv_tokens`` count tokens; ``tokenizer`` is the path of tokenizer.json.
 
-    The synthetic engine has no tokenizer: its path is empty.
+    The synthetic engine has no tokenizer: its path is empty. ``kernels`` says for people what computes, and in how many
+    stages.
     """
 
     slots: int
@@ -131,6 +132,7 @@ class Ready:
     fingerprint: str
     load_s: float
     tokenizer: str
+    kernels: str = ""
 
 
 @dataclass(frozen=True, slots=True)

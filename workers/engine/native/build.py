@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -26,8 +27,9 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent
 PREBUILT = SOURCES / "prebuilt"
 COMPILERS = ("c++", "g++", "clang++")
-TIMEOUT_S = 120
-"""The build takes 5 s; a compiler that hangs must not hang the engine's start."""
+TIMEOUT_S = 600
+"""g++ takes 5 s, the extra's compiler, which builds its own libraries first, a minute or more; one that hangs must not
+hang the engine's start for ever."""
 # No -ffast-math: a NaN must come out as NaN, and sums must keep their order.
 FLAGS = (
     "-O3",
@@ -74,12 +76,17 @@ def find(march: str = "native", *, fresh: bool = False) -> Found:
 
 
 def find_compiler() -> list[str]:
-    """The command of the C++ compiler: $CXX or the first on the path. Raises BuildFailed."""
+    """The command of the C++ compiler: $CXX, the first on the path, or the extra's. Raises BuildFailed."""
     named = os.environ.get("CXX", "").split()
     for command in ([named] if named else []) + [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
             return command
-    raise BuildFailed("no C++ compiler on the path; install g++ (Debian: apt install g++), or set CXX")
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise BuildFailed(
+        "no C++ compiler on the path; install g++ (Debian: apt install g++), set CXX, "
+        "or install the extra that brings one: pip install 'bloomfarm[native]'"
+    )
 
 
 def cache_folder() -> Path:
