@@ -91,9 +91,10 @@ def find_compiler() -> list[str]:
 
 def cache_folder() -> Path:
     """The user's folder for compiled libraries, made if missing. Raises BuildFailed if it is unsafe or can't be had."""
-    base = os.environ.get("XDG_CACHE_HOME")
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        folder = (Path(base) if base else Path.home() / ".cache") / "bloomfarm" / "native"
+        # A relative path is to be ignored, says the XDG specification.
+        folder = (base if base.is_absolute() else Path.home() / ".cache") / "bloomfarm" / "native"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except (OSError, RuntimeError) as error:
