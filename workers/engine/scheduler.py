@@ -173,12 +173,14 @@ class Scheduler:
         """Share out the prefill budget. A prompt that takes several steps is paced beside decoding sequences."""
         budget, paced = self._budget, min(self.pace, self._budget)
         chunks: list[Chunk] = []
+        # Those in flight wait for this step as well.
+        is_beside = bool(decodes) or any(s.in_flight and s.pending == 1 for s in self.running)
         for sequence in self.running:
             # All but the last token of a new one may have been cached.
             is_prompt = sequence.pending > 1 or (sequence.pending == 1 and sequence in admitted)
             if sequence.in_flight or not is_prompt:
                 continue
-            is_long = bool(decodes) and len(sequence.tokens) > self._most_budget
+            is_long = is_beside and len(sequence.tokens) > self._most_budget
             count = min(sequence.pending, paced if is_long else budget)
             if count <= 0:
                 continue

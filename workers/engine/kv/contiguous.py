@@ -66,10 +66,11 @@ class ContiguousKV:
         if not self._caching or sequence.computed > sequence.prompt_tokens:
             return
         names = block_names(sequence, MIN_BLOCK, sequence.computed)
+        self._touch(names)
         for i, name in enumerate(names):
             if name in self._cached:
                 continue
-            block = self._arena.take(MIN_BLOCK, highest=True) or self._replaced()
+            block = self._arena.take(MIN_BLOCK, highest=True) or self._replaced(names[:i])
             if block is None:
                 break
             self._copies.append(Copy(_block(sequence), i * MIN_BLOCK, block, 0, MIN_BLOCK))
@@ -106,9 +107,10 @@ class ContiguousKV:
     def _evict(self) -> None:
         self._arena.give_back(self._cached.popitem(last=False)[1])
 
-    def _replaced(self) -> Block | None:
-        """The block of the least recently used prefix."""
-        return self._cached.popitem(last=False)[1] if self._cached else None
+    def _replaced(self, kept: list[bytes]) -> Block | None:
+        """The block of the least recently used prefix, unless it is one of ``kept``."""
+        oldest = next(iter(self._cached), None)
+        return None if oldest is None or oldest in kept else self._cached.pop(oldest)
 
 
 def _block(sequence: Sequence) -> Block:

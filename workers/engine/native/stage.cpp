@@ -253,7 +253,8 @@ int32_t bloom_forward(Stage* stage, const void* source, int64_t rows, const int6
         int64_t row = 0;
         for (int64_t i = 0; i < n; ++i) {
             const int64_t *s = spans + 4 * i, offset = s[0], size = s[1], start = s[2], count = s[3];
-            if (offset < 0 || start < 0 || count < 1 || start + count > size || offset + size > cache_tokens) return 2;
+            if (offset < 0 || start < 0 || count < 1 || start + count > size) return 2;
+            if (stage->shape_.layers && offset + size > cache_tokens) return 2;
             cut.push_back({offset, size, start, count, row});
             row += count;
         }
