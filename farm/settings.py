@@ -133,7 +133,7 @@ class EngineSettings(_Group):
     """auto: the C++ kernels are compiled at the first start if there is a compiler, and used if they pass a test."""
     quantization: Literal["int8"] | None = None
     """int8: weights of 8 bits with a scale per row, and likewise what they are multiplied with. Faster, less exact."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """Threads of the forward pass. Unset: the cores that this process may use."""
     watchdog_s: float = Field(60.0, gt=0)
     """An engine that has work and finishes no step for this long is killed and started again."""

@@ -27,7 +27,8 @@ class GroupingConsumer(_Consumer):  # type: ignore[misc]
         """See that what is buffered is sent soon. Called from task threads too."""
         if self.hub and not self._is_due:
             self._is_due = True
-            self.hub.call_later(EVENTS_EVERY_S, self._send_events)
+            # Wakes the loop, which a timer set from another thread would not.
+            self.hub.call_soon(self.hub.call_later, EVENTS_EVERY_S, self._send_events)
 
     def stop(self) -> None:
         """Publish what is buffered, and stop."""

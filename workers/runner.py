@@ -172,6 +172,7 @@ class Runner:
     def _on_engine_lost(self, reason: str) -> None:
         with self._lock:
             self._can_run.clear()
+        self.last_report = Report(0, 0, 0, [])
         if self._draining.is_set():
             return
         self._deaths += 1

@@ -7,7 +7,7 @@ import re
 from farm.errors import InvalidRequest
 
 MAX_DEVICES = 256
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?)?b", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -25,7 +25,7 @@ def parse_devices(text: str, option: str) -> list[int]:
     """Bytes of each device of a list. Raises InvalidRequest for ``option``."""
     sizes: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(?:(\d+)\s*[x×]\s*)?(\S+?)\s*", part, re.IGNORECASE)
+        found = re.fullmatch(r"\s*(?:(\d{1,9})\s*[x×]\s*)?(\S+?)\s*", part, re.IGNORECASE)
         size = _SIZE.fullmatch(found[2]) if found else None
         count = int(found[1] or 1) if found else 0
         if found is None or size is None:

@@ -67,6 +67,7 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "paged": {"kv_layout": "paged"},
     "two stages": {"devices": ["cpu", "cpu"]},
     "two stages, torch": {"devices": ["cpu", "cpu"], "native": "off"},
+    "more stages than layers": {"devices": ["cpu"] * 6},
     "three stages, paged": {"devices": ["cpu", "cpu", "cpu"], "kv_layout": "paged"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from benchmarks.byte_bpe import FIRST_BYTE
 from benchmarks.workload import save_bloom
 from farm.errors import ModelRefused
-from farm.settings import EngineSettings, ModelSettings
+from farm.settings import EngineSettings, ModelSettings, load_settings
 from tests.engine.driving import bloom, one
+from workers.engine import bloom as bloom_module
 from workers.engine import devices, loading
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.engine import Engine
@@ -20,6 +22,8 @@ from workers.engine.kv.contiguous import ContiguousKV
 from workers.engine.kv.paged import PagedKV
 from workers.engine.loading import Placement, place
 from workers.engine.native import library
+from workers.engine.process import load_model
+from workers.engine.shard_plan import Device
 
 SHAPE = BloomConfig(vocab=300, hidden=64, layers=6, heads=4)
 
@@ -61,18 +65,61 @@ def test_a_device_that_is_not_here_is_refused(name: str) -> None:
         placed(devices=["cpu", name])
 
 
-def test_more_memory_for_keys_and_values_than_is_free_is_refused() -> None:
-    """The reason gives both sizes, the setting, and by how much to lower it."""
-    with pytest.raises(ModelRefused, match=r"FARM_ENGINE__KV_BYTES asks for [\d,]+ bytes .* lower it by [\d,]+"):
-        placed(kv_bytes=1 << 60)
+def test_more_memory_for_keys_and_values_than_the_weights_leave_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason gives both sizes, the setting, and by how much to lower it; so much lower it is served."""
+    monkeypatch.setattr(devices, "free_bytes", lambda: 10_000_000)
+    monkeypatch.setattr(loading, "free_bytes", lambda: 10_000_000)
+    with pytest.raises(ModelRefused, match=r"FARM_ENGINE__KV_BYTES asks for 9,900,000 bytes") as refused:
+        placed(kv_bytes=9_900_000)
+    found = re.search(r"lower it by ([\d,]+)", str(refused.value))
+    assert found is not None
+    assert placed(kv_bytes=9_900_000 - int(found[1].replace(",", ""))).kv_tokens > 0
 
 
 def test_a_model_that_does_not_fit_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason says how many bytes are missing, before a weight is read."""
     monkeypatch.setattr(devices, "free_bytes", lambda: 1_000_000)
-    monkeypatch.setattr(loading, "free_bytes", lambda: 1 << 30)
     with pytest.raises(ModelRefused, match=r"[\d,]+\s+bytes are missing"):
         placed()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that seems to have a GPU of 1 GiB, and little memory of its own."""
+    monkeypatch.setattr(loading, "own_devices", lambda: [Device("cuda:0", 1 << 30)])
+    monkeypatch.setattr(loading, "free_bytes", lambda: 1 << 20)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_holds_whole_pages_of_what_its_own_memory_allows() -> None:
+    """Whatever the machine's memory: all slots' contexts in whole pages, or what the setting says."""
+    default = placed(max_slots=1, max_context=100)
+    assert (default.kv_tokens, default.is_paged, default.dtype) == (112, True, torch.bfloat16)
+    token_bytes = default.plan.kv_token_bytes
+    assert placed(kv_bytes=100 * token_bytes).kv_tokens == 96
+    with pytest.raises(ModelRefused, match="hold no block of 16 tokens"):
+        place(BloomConfig(vocab=300, hidden=1024, layers=6, heads=4), ModelSettings(), EngineSettings(kv_bytes=1 << 16))
+    with pytest.raises(ModelRefused, match="weights leave"):
+        placed(kv_bytes=2 << 30)
+    with pytest.raises(ModelRefused, match="contiguous is for CPUs"):
+        placed(kv_layout="contiguous")
+
+
+def test_int8_of_a_width_that_the_library_can_not_take_is_torchs() -> None:
+    """No setting that torch can serve is refused."""
+    odd = BloomConfig(vocab=300, hidden=42, layers=2, heads=3)
+    assert not place(odd, ModelSettings(), EngineSettings(quantization="int8")).is_native
+
+
+def test_no_memory_to_load_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker ends with the reason instead of starting the engine again for ever."""
+
+    def full(*_: object) -> None:
+        raise MemoryError("no threads")
+
+    monkeypatch.setattr(bloom_module, "load_shards", full)
+    with pytest.raises(ModelRefused, match="no memory to load tiny-bloom: no threads"):
+        load_model(load_settings())
 
 
 @pytest.mark.parametrize("native", ["auto", "off"])

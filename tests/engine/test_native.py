@@ -389,6 +389,20 @@ def test_a_failing_compiler_is_named(cache_home: Path, monkeypatch: pytest.Monke
 
 
 @needs_library
+def test_what_a_killed_build_left_is_swept(cache_home: Path) -> None:
+    """Half a library is removed once no build can still be at it."""
+    folder = cache_home / "bloomfarm/native"
+    folder.mkdir(parents=True, mode=0o700)
+    old, new = folder / f"old{build.UNFINISHED}", folder / f"new{build.UNFINISHED}"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    build.find()
+    assert not old.exists()
+    assert new.exists()
+
+
+@needs_library
 def test_a_folder_that_can_not_be_made_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read-only home costs speed, not the start."""
     (tmp_path / "file").write_text("")

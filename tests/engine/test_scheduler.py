@@ -308,3 +308,24 @@ def test_the_pace_follows_what_steps_take() -> None:
     for _ in range(40):
         pacer.observe(Step(decode.decodes, [Chunk(_sequence([1] * 20), 20)]), 0.010)
     assert pacer.tokens == 128, "never more than the budget"
+
+
+def test_prompts_beside_sequences_in_flight_are_paced_too() -> None:
+    """A step without decoding sequences of its own still stands in the way of those of the step before it."""
+    scheduler = Scheduler(8, ContiguousKV(8192), 128, depth=2)
+    scheduler.pace = 16
+    _prefill(scheduler, _sequence([1] * 5))
+    scheduler.running[0].append(0)
+    for token in (2, 3):
+        scheduler.add(_sequence([token] * 1000))
+    steps = [scheduler.schedule(), scheduler.schedule()]
+    assert [[chunk.count for chunk in step.chunks] for step in steps if step] == [[16], [16]]
+
+
+def test_a_long_prompt_keeps_its_own_beginning() -> None:
+    """Where the cache can't hold all of a prompt, it holds the beginning, which the next one can use."""
+    scheduler = Scheduler(8, ContiguousKV(640), 1000)
+    for expected in (256, 128):
+        sequence = _sequence([1] * 256, max_tokens=1)
+        assert sum(_prefill(scheduler, sequence)) == expected
+        scheduler.remove(sequence)

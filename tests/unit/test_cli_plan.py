@@ -36,7 +36,22 @@ def test_devices_are_written_as_people_do(text: str, sizes: list[int]) -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    "text", ["", "4", "16G", "x16GiB", "4y16GiB", "4x", "-1GiB", "0x16GiB", "0GiB", "16GiB,", "999x1GiB", "4x16GiBs"]
+    "text",
+    [
+        "",
+        "4",
+        "16G",
+        "x16GiB",
+        "4y16GiB",
+        "4x",
+        "-1GiB",
+        "0x16GiB",
+        "0GiB",
+        "16GiB,",
+        "999x1GiB",
+        "4x16GiBs",
+        "9" * 400 + "GiB",
+    ],
 )
 def test_nonsense_is_named_with_an_example(text: str) -> None:
     """Whoever mistypes devices reads what was typed and how it is written."""

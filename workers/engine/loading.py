@@ -17,7 +17,7 @@ from workers.engine.kv.arena import MIN_BLOCK, block_size
 from workers.engine.kv.cache import KVCache
 from workers.engine.kv.contiguous import ContiguousKV
 from workers.engine.kv.manager import KVManager
-from workers.engine.kv.paged import PagedKV
+from workers.engine.kv.paged import PAGE, PagedKV
 from workers.engine.kv.pages import PageBuffers
 from workers.engine.machine import free_bytes
 from workers.engine.native import library
@@ -58,19 +58,17 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     on_cpu = all(device.name == "cpu" for device in devices)
     name = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
     dtype = _DTYPES[name]
-    kv_tokens = plan_kv_tokens(config, engine, dtype) if on_cpu else None
-    # Room for one block of keys and values: how much more there shall be on a CPU, the settings say.
+    # A CPU that has no room for whole sequences of the longest context serves shorter ones.
     context = MIN_BLOCK if on_cpu else engine.max_context
     plan = plan_shards(config, name, devices, context=context, reserve=0 if on_cpu else None)
-    if kv_tokens is None:
-        wanted = engine.max_slots * engine.max_context
-        kv_tokens = min(plan.kv_tokens, wanted, _kv_limit(engine, plan.kv_token_bytes) or wanted)
+    kv_tokens = _cpu_kv_tokens(plan, engine) if on_cpu else _gpu_kv_tokens(plan, engine)
     is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and not on_cpu)
     if not on_cpu and not is_paged:
         raise ModelRefused("FARM_ENGINE__KV_LAYOUT=contiguous is for CPUs; unset it on a machine with GPUs")
-    is_native = (
-        on_cpu and not is_paged and engine.native == "auto" and dtype is torch.float32 and library.load() is not None
-    )
+    could_be_native = on_cpu and not is_paged and engine.native == "auto" and dtype is torch.float32
+    # The library takes bytes by fours.
+    could_be_native &= engine.quantization is None or config.hidden % 4 == 0
+    is_native = could_be_native and library.load() is not None
     return Placement(plan, dtype, is_paged, is_native, kv_tokens)
 
 
@@ -99,32 +97,49 @@ def _shard(
     return ContiguousShard(plain, KVCache(*sizes))
 
 
-def plan_kv_tokens(config: BloomConfig, engine: EngineSettings, dtype: torch.dtype) -> int:
-    """How many KV tokens to reserve on a CPU: what all slots need, up to FARM_ENGINE__KV_BYTES or a quarter of what is
-    free.
+def _cpu_kv_tokens(plan: ShardPlan, engine: EngineSettings) -> int:
+    """Whole blocks for what all slots need, up to FARM_ENGINE__KV_BYTES or a quarter of what is free.
 
-    Raises ModelRefused if that is less than one block, or more than there is.
+    Raises ModelRefused if the setting asks for more than the weights leave, or if that is less than a block.
     """
-    token_bytes = KVCache.token_bytes(config.layers, config.hidden, dtype)
-    limit = engine.kv_bytes or free_bytes() // 4
-    wanted = _kv_limit(engine, token_bytes) or limit // token_bytes
-    tokens = min(engine.max_slots * block_size(engine.max_context), wanted) // MIN_BLOCK * MIN_BLOCK
+    free = free_bytes()
+    room = max(0, free - plan.weight_bytes)
+    if engine.kv_bytes is not None and engine.kv_bytes > room:
+        raise _too_much(engine.kv_bytes, room)
+    limit = min(room, free // 4) if engine.kv_bytes is None else engine.kv_bytes
+    wanted = engine.max_slots * block_size(engine.max_context)
+    tokens = min(wanted, limit // plan.kv_token_bytes) // MIN_BLOCK * MIN_BLOCK
     if not tokens:
-        raise ModelRefused(
-            f"{limit:,} bytes for keys and values hold no block of {MIN_BLOCK} tokens at {token_bytes:,} bytes each; "
-            "raise FARM_ENGINE__KV_BYTES or free memory"
-        )
+        raise _too_little(limit, MIN_BLOCK, plan.kv_token_bytes)
     return tokens
 
 
-def _kv_limit(engine: EngineSettings, token_bytes: int) -> int | None:
-    """Tokens that FARM_ENGINE__KV_BYTES allows; None if it is not set. Raises ModelRefused for more than is free."""
+def _gpu_kv_tokens(plan: ShardPlan, engine: EngineSettings) -> int:
+    """Whole pages for what all slots need, up to FARM_ENGINE__KV_BYTES and what the devices hold.
+
+    Raises ModelRefused if the setting asks for more than there is, or for less than a page.
+    """
+    wanted = engine.max_slots * -(-engine.max_context // PAGE) * PAGE
     if engine.kv_bytes is None:
-        return None
-    free = free_bytes()
-    if engine.kv_bytes > free:
-        raise ModelRefused(
-            f"FARM_ENGINE__KV_BYTES asks for {engine.kv_bytes:,} bytes for keys and values, and {free:,} are free; "
-            f"lower it by {engine.kv_bytes - free:,} or unset it"
-        )
-    return engine.kv_bytes // token_bytes
+        return min(plan.kv_tokens, wanted)
+    room = plan.kv_tokens * plan.kv_token_bytes
+    if engine.kv_bytes > room:
+        raise _too_much(engine.kv_bytes, room)
+    tokens = min(wanted, engine.kv_bytes // plan.kv_token_bytes) // PAGE * PAGE
+    if not tokens:
+        raise _too_little(engine.kv_bytes, PAGE, plan.kv_token_bytes)
+    return tokens
+
+
+def _too_much(asked: int, room: int) -> ModelRefused:
+    return ModelRefused(
+        f"FARM_ENGINE__KV_BYTES asks for {asked:,} bytes for keys and values, and the weights leave {room:,}; "
+        f"lower it by {asked - room:,} or unset it"
+    )
+
+
+def _too_little(limit: int, tokens: int, token_bytes: int) -> ModelRefused:
+    return ModelRefused(
+        f"{limit:,} bytes for keys and values hold no block of {tokens} tokens at {token_bytes:,} bytes each; "
+        "raise FARM_ENGINE__KV_BYTES or free memory"
+    )

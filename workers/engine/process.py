@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from farm import logs
-from farm.errors import FarmError
+from farm.errors import FarmError, ModelRefused
 from farm.settings import Settings, load_settings
 from workers.engine.engine import Engine, Model
 from workers.engine.outbox import Outbox
@@ -48,7 +48,12 @@ def load_model(settings: Settings) -> Model:
     # Here because it imports torch, which the synthetic engine does without.
     from workers.engine.bloom import Bloom
 
-    return Bloom(settings.model, settings.engine)
+    try:
+        return Bloom(settings.model, settings.engine)
+    except MemoryError as error:
+        raise ModelRefused(
+            f"no memory to load {settings.model.id}: {error or 'allocation failed'}; `farm plan` says what it needs"
+        ) from error
 
 
 def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Command]) -> None:

@@ -50,8 +50,8 @@ class Scheduler:
     """Waiting and running sequences, each oldest first.
 
     A sequence is admitted when a slot is free and memory for its tokens so far. When a running one finds no memory for
-    its next token, the youngest is preempted: it gives its memory back and waits to be computed again, with all its
-    tokens. So the oldest always gets on. The head of the queue is never overtaken, so none is starved.
+    its next token, the youngest that is not in flight is preempted: it gives its memory back and waits to be computed
+    again, with all its tokens. The head of the queue is never overtaken, so none is starved.
 
     With ``depth`` steps in flight each takes its share of the decoding sequences, so that all stages have work.
     """

@@ -16,6 +16,8 @@ from workers.engine.checkpoint import BloomConfig
 from workers.engine.kernels.linear import Linear
 from workers.engine.weights import EMBEDDING, HEAD, Weights
 
+WARM_ROWS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
@@ -86,8 +88,11 @@ class Stage:
         return self.embedding if self.embedding is not None else weights.take(EMBEDDING)
 
     def warm_up(self, rows: int) -> None:
-        """Run every kind of layer at 1 to ``rows`` rows: a new row count costs oneDNN 0.6 ms per layer shape, once."""
-        for count in range(1, rows + 1):
+        """Run every kind of layer at 1 to ``rows`` rows: a new row count costs oneDNN 0.6 ms per layer shape, once.
+
+        Not beyond WARM_ROWS: there it is little beside the step, and a large head would take minutes.
+        """
+        for count in range(1, min(rows, WARM_ROWS) + 1):
             x = torch.zeros(count, self.config.hidden, dtype=self._dtype)
             for block in self.blocks[:1]:
                 block.qkv.apply(x)

@@ -10,6 +10,7 @@ There, of x86-64-v4+avx512vnni, x86-64-v4 and x86-64-v3, the best that the CPU c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -21,6 +22,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ COMPILERS = ("c++", "g++", "clang++")
 TIMEOUT_S = 600
 """g++ takes 5 s, the extra's compiler, which builds its own libraries first, a minute or more; one that hangs must not
 hang the engine's start for ever."""
+UNFINISHED = ".unfinished.so"
 # No -ffast-math: a NaN must come out as NaN, and sums must keep their order.
 FLAGS = (
     "-O3",
@@ -106,12 +109,20 @@ def cache_folder() -> Path:
         raise BuildFailed(f"{folder} belongs to or may be written by others; give it to this user with mode 0700")
     if not os.access(folder, os.W_OK):
         raise BuildFailed(f"{folder} can't be written; set XDG_CACHE_HOME to a folder that can")
+    for path in folder.glob(f"*{UNFINISHED}"):
+        # Left by a process that was killed while it compiled.
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > TIMEOUT_S:
+                path.unlink()
     return folder
 
 
 def compile_to(path: Path, compiler: list[str], march: str) -> None:
     """Compile the sources into ``path``, which appears whole or not at all. Raises BuildFailed."""
-    handle, name = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(suffix=UNFINISHED, dir=path.parent)
+    except OSError as error:
+        raise BuildFailed(f"{path.parent} takes no file: {error}") from None
     os.close(handle)
     unfinished = Path(name)
     command = [*compiler, *FLAGS, *_march_flags(march), "-o", name, str(SOURCES / "stage.cpp")]

@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -38,7 +39,7 @@ public:
 
     int threads() const { return static_cast<int>(lanes_.size()); }
 
-    // Calls body(chunk) for 0 <= chunk < chunks, each once, and returns when all are done.
+    // Calls body(chunk) for 0 <= chunk < chunks, each once, and returns when all are done. Throws bad_alloc if one did.
     template <class Body>
     void run(int64_t chunks, const Body& body) {
         if (chunks <= 1 || lanes_.size() == 1) {
@@ -68,6 +69,7 @@ public:
             // A helper that still holds a chunk may be waiting for this very core.
             if (std::chrono::steady_clock::now() > patience) std::this_thread::yield();
         }
+        if (failed_.exchange(false)) throw std::bad_alloc();
     }
 
 private:
@@ -94,7 +96,11 @@ private:
             uint64_t ticket = lane.ticket.load(std::memory_order_acquire);
             while (ticket & UINT32_MAX) {
                 if (!lane.ticket.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel)) continue;
-                call_(context_, lane.end - static_cast<int64_t>(ticket & UINT32_MAX));
+                try {
+                    call_(context_, lane.end - static_cast<int64_t>(ticket & UINT32_MAX));
+                } catch (...) {
+                    failed_.store(true);  // told once all chunks are done: until then the others use what is here
+                }
                 done_.fetch_add(1, std::memory_order_release);
                 ticket = lane.ticket.load(std::memory_order_acquire);
             }
@@ -130,7 +136,7 @@ private:
     alignas(64) std::atomic<uint64_t> phase_{0};
     alignas(64) std::atomic<int64_t> done_{0};
     alignas(64) std::atomic<int> sleepers_{0};
-    std::atomic<bool> stopping_{false};
+    std::atomic<bool> stopping_{false}, failed_{false};
     // Written between phases only, and read by those who took a chunk.
     void (*call_)(const void*, int64_t) = nullptr;
     const void* context_ = nullptr;
