@@ -23,8 +23,8 @@ from workers.engine.bloom import Bloom
 
 STAGES = 2
 SLOTS = 32
-REQUESTS = 128
-ROUNDS = 5
+REQUESTS = 256
+ROUNDS = 3
 GOAL = 0.9
 
 
