@@ -14,7 +14,7 @@ from typing import Any
 from farm.errors import FarmError, ModelRefused
 from farm.settings import ModelSettings, load_settings
 from workers.engine.checkpoint import BloomConfig, find_config
-from workers.engine.devices import own_devices
+from workers.engine.devices import named_devices, own_devices
 from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import ELEMENT_BYTES
 from workers.engine.planner import plan_shards, reserved
@@ -74,7 +74,7 @@ def _stage(stage: StagePlan, reserve: int | None) -> dict[str, Any]:
 def main() -> None:
     """Print the plan. Exits with 78 and a line on stderr for a model that is refused or does not fit."""
     parser = argparse.ArgumentParser(prog="python -m workers.plan", description="Plan a model over devices.")
-    parser.add_argument("--devices", help="bytes of each, with commas between them; this machine's unless given")
+    parser.add_argument("--devices", help="bytes of each, with commas between them; those of the settings unless given")
     parser.add_argument("--reserve", type=int, help="bytes kept free on each device")
     parser.add_argument("--length", type=int, action="append", default=[], help="tokens of sequences to count")
     args = parser.parse_args()
@@ -82,7 +82,7 @@ def main() -> None:
         settings = load_settings()
         config = config_of(settings.model)
         if args.devices is None:
-            devices = own_devices()
+            devices = named_devices(settings.engine.devices) if settings.engine.devices else own_devices()
         else:
             devices = [Device(f"cuda:{index}", int(size)) for index, size in enumerate(args.devices.split(","))]
         dtype = settings.model.dtype

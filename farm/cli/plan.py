@@ -59,7 +59,7 @@ def plan(
         typer.Option(
             metavar="LIST",
             help="Memory of each device, as 4x16GiB, 16GiB,24GiB or 80GB.",
-            show_default="this machine's GPUs, else its free memory",
+            show_default="FARM_ENGINE__DEVICES, else this machine's GPUs, else its free memory",
         ),
     ] = None,
     dtype: Annotated[

@@ -119,6 +119,13 @@ def test_a_plan_is_a_table_for_people() -> None:
     assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80
 
 
+def test_devices_of_the_settings_are_planned_over() -> None:
+    """Without --devices the plan is what a worker with these settings does."""
+    found = farm("plan", "--json", ENGINE__DEVICES="cpu,cpu").json
+    assert [stage["device"] for stage in found["stages"]] == ["cpu", "cpu"]
+    assert found["dtype"] == "float32"
+
+
 def test_what_does_not_fit_is_1() -> None:
     """A model that is too large ends with 1 and one line: the missing bytes and the remedy."""
     said = farm(*BLOOM, "--devices", "2x8GiB", "--dtype", "fp32")
