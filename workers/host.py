@@ -51,8 +51,8 @@ class Host:
     def start(self) -> None:
         """Load the model, then take part. Raises ModelRefused."""
         if self.runner is not None:
-            self.runner.start()
             metrics.serve(self.settings.telemetry, self.runner)
+            self.runner.start()
         else:
             threading.Thread(target=self._beat_without_engine, name="beat", daemon=True).start()
         self.keeper.start()
