@@ -6,6 +6,7 @@ fifth of the worker's own time. People look at Flower less often than that.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from celery.worker import consumer
@@ -21,20 +22,18 @@ _Consumer: Any = consumer.Consumer
 class GroupingConsumer(_Consumer):  # type: ignore[misc]
     """A consumer that publishes buffered events a few times a second."""
 
-    _is_due = False
+    _due_at = 0.0
 
     def on_send_event_buffered(self) -> None:
         """See that what is buffered is sent soon. Called from task threads too."""
-        if self.hub and not self._is_due:
-            self._is_due = True
+        now = time.monotonic()
+        # By the clock and not by a flag: a lost connection takes the timer along.
+        if self.hub and now >= self._due_at:
+            self._due_at = now + EVENTS_EVERY_S
             # Wakes the loop, which a timer set from another thread would not.
-            self.hub.call_soon(self.hub.call_later, EVENTS_EVERY_S, self._send_events)
+            self.hub.call_soon(self.hub.call_later, EVENTS_EVERY_S, self._flush_events)
 
     def stop(self) -> None:
         """Publish what is buffered, and stop."""
         self._flush_events()
         super().stop()
-
-    def _send_events(self, *_: Any) -> None:
-        self._is_due = False
-        self._flush_events()

@@ -17,7 +17,6 @@ from tests.engine.driving import bloom, one
 from workers.engine.bloom import Bloom
 from workers.engine.checkpoint import BloomConfig, find_checkpoint
 from workers.engine.engine import Engine
-from workers.engine.kv.cache import KVCache
 
 SHAPE = BloomConfig(vocab=300, hidden=32, layers=2, heads=4)
 PROMPT = [10, 40, 90, 200]
@@ -268,6 +267,5 @@ def test_a_hub_snapshot_is_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch,
 def test_too_little_memory_for_keys_and_values_is_refused(folder: Path) -> None:
     """The reason gives the sizes and the setting."""
     wide = save_bloom(folder.parent / "wide", BloomConfig(vocab=260, hidden=1024, layers=2, heads=4))
-    assert KVCache.token_bytes(2, 1024, torch.float32) * 64 > 1 << 16
     with pytest.raises(ModelRefused, match="FARM_ENGINE__KV_BYTES"):
         bloom(wide, kv_bytes=1 << 16)

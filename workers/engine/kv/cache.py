@@ -26,11 +26,6 @@ class KVCache:
         self._halves = torch.tensor([0, kv_tokens * heads])
         self._heads = torch.arange(heads)
 
-    @staticmethod
-    def token_bytes(layers: int, hidden: int, dtype: torch.dtype) -> int:
-        """Bytes of one token's keys and values over all layers."""
-        return 2 * layers * hidden * dtype.itemsize
-
     def rows(self, offsets: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
         """Where tokens' keys and values go: [tokens, heads, 2] from each token's block and position, all [tokens]."""
         base = (offsets * self.heads + positions)[:, None] + sizes[:, None] * self._heads  # [tokens, heads]
