@@ -130,7 +130,7 @@ class Jobs:
         """All about one job. Raises JobGone after its retention, JobNotFound for an id that never was."""
         [view] = self.views([job_id])
         if view is None:
-            raise self._missing(job_id)
+            raise self.missing(job_id)
         return self.placed([view])[0] if with_position else view
 
     def placed(self, views: Sequence[JobView]) -> list[JobView]:
@@ -216,7 +216,8 @@ class Jobs:
         with our_errors(self.where):
             self.client.hset(keys.WEIGHTS, tenant, f"{weight:g}")
 
-    def _missing(self, job_id: str) -> JobNotFound:
+    def missing(self, job_id: str) -> JobNotFound:
+        """The error for a job that is not there: JobGone if its time is past, else JobNotFound."""
         created = created_at(job_id)
         if created is not None and created < time.time() - self.settings.limits.retention_s:
             return JobGone(f"job {job_id} is gone: finished jobs are kept {self.settings.limits.retention_s:g} s")

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from farm import __version__, keys
 from farm.connection import address, connect, our_errors
 from farm.errors import FarmError
+from farm.listening import url_of
 from farm.local.environ import child_environ, with_values
 from farm.local.folder import Folder, Note
 from farm.local.parts import Program, Server
@@ -202,8 +203,7 @@ class Stack:
         """Flower's environment, with a port that is free now."""
         wanted = self.settings.flower
         port = free_port(wanted.port)
-        host = "127.0.0.1" if wanted.host in ("0.0.0.0", "::") else wanted.host  # noqa: S104
-        self.flower_url = f"http://{host}:{port}"
+        self.flower_url = url_of(wanted.host, port)
         return child_environ(with_values(self.farm_settings, flower={"port": port}))
 
     def _prefix(self) -> str:

@@ -1,0 +1,116 @@
+"""What all requests of one process share: the ledger, its reader, a few threads. The routes' one way to the farm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from api.batching import Batcher
+from api.newsroom import Newsroom
+from farm.errors import FarmError, JobNotFound, ServerUnreachable
+from farm.ledger.forecast import Standing
+from farm.ledger.jobs import SUBMIT_CHUNK, Jobs, Submission
+from farm.ledger.streams import Reader, Watch
+from farm.prompts import PromptCheck
+from farm.results import JobView
+from farm.settings import Settings
+
+THREADS = 8
+VIEWS_PER_CALL = 100
+WATCHES_PER_CALL = 500
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Service:
+    """The farm for one event loop. Nothing is sent before the first request."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError when no server is named."""
+        self.settings = settings
+        self.jobs = Jobs(settings)
+        self.checks = PromptCheck(self.jobs)
+        self._reader = Reader(self.jobs)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="api-call")
+        self._submits = Batcher(self._submit_each, self._threads, SUBMIT_CHUNK)
+        self._views = Batcher(self._view_each, self._threads, VIEWS_PER_CALL)
+        self._watches = Batcher(self._watch_all, self._threads, WATCHES_PER_CALL)
+        self.news = Newsroom(self._reader, self._watches, settings.api.max_streams)
+
+    async def submit(self, submission: Submission) -> Standing:
+        """Write a job, or find the same one there. Returns where it stands.
+
+        Raises IdempotencyConflict, ServerFull, ServerUnreachable.
+        """
+        return await self._submits(submission)
+
+    async def submit_list(self, submissions: Sequence[Submission]) -> list[Standing]:
+        """Write jobs of one list. Raises like ``submit``."""
+        return await self.call(self._submit_all, submissions)
+
+    async def view(self, job_id: str, tenant: str) -> JobView:
+        """A tenant's job. Raises JobNotFound, also for another tenant's job; JobGone; ServerUnreachable."""
+        view = await self._views(job_id)
+        if view.tenant != tenant:
+            raise unknown(job_id)
+        return view
+
+    async def ended(self, view: JobView, wait_s: float) -> JobView:
+        """The job once it has ended; or as it stands after ``wait_s``, or when the server is about to stop."""
+        async with self.news.listening(view.id) as listener:
+            heard = await listener.next(wait_s)
+        if heard and isinstance(heard[-1], FarmError):
+            raise heard[-1]
+        return heard[-1] if heard and isinstance(heard[-1], JobView) else await self._views(view.id)
+
+    async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something that blocks on a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+
+    def stop(self) -> None:
+        """Have streams and long polls end, so that the server can."""
+        self.news.stop()
+
+    def close(self) -> None:
+        """Let go of threads and connections. Jobs run on."""
+        self._reader.close()
+        self._threads.shutdown()
+        self.jobs.client.close()
+
+    # On a thread.
+
+    def _submit_all(self, submissions: Sequence[Submission]) -> list[Standing]:
+        self.jobs.submit(submissions)
+        return self.jobs.standings([submission.id for submission in submissions])
+
+    def _submit_each(self, submissions: list[Submission]) -> list[Standing | Exception]:
+        try:
+            return list(self._submit_all(submissions))
+        except ServerUnreachable:
+            raise
+        except FarmError as error:
+            if len(submissions) == 1:
+                return [error]
+            # One of them was refused. Each by itself tells which; those that are written already stay as they are.
+            return [self._submit_each([submission])[0] for submission in submissions]
+
+    def _view_each(self, job_ids: list[str]) -> list[JobView | Exception]:
+        views = self.jobs.views(job_ids)
+        placed = iter(self.jobs.placed([view for view in views if view is not None]))
+        return [self._missing(job_id) if view is None else next(placed) for job_id, view in zip(job_ids, views, strict=True)]
+
+    def _missing(self, job_id: str) -> Exception:
+        error = self.jobs.missing(job_id)
+        return unknown(job_id) if type(error) is JobNotFound else error
+
+    def _watch_all(self, watches: list[Watch]) -> list[None]:
+        self._reader.watch(watches)
+        return [None] * len(watches)
+
+
+def unknown(job_id: str) -> JobNotFound:
+    """The error for a job that is not there, and for one that is none of the caller's business."""
+    return JobNotFound(f"job {job_id[:128]} is unknown; check the id")
