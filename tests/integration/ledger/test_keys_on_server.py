@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 
 from farm import keys
+from farm.ledger.keyring import Keyring
 from farm.ledger.upkeep import Upkeep
 from tests.integration.ledger.farmhand import Field
 
 
 def test_every_key_on_the_server_is_declared_with_its_type(field: Field) -> None:
     """After jobs took every path there is, no key is on the server that the list does not have, or of another type."""
-    field.jobs.set_weight("ann", 2)
+    ring = Keyring(field.jobs)
+    ring.find(ring.create("ann", weight=2, limits={"queued_jobs": 1000}).secret)
     hand = field.worker(capacity=8)
     for _ in range(3):
         [poison] = field.submit(tenant="ann", deadline_s=900)
