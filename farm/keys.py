@@ -32,6 +32,10 @@ KEYS = (
     Key("vclock:<model>", "string", "none", "virtual time of the latest dispatch; where newcomers start"),
     Key("weights", "hash", "none", "tenants' weights other than 1"),
     Key("limits", "hash", "none", "tenants' limits other than the settings', as JSON"),
+    Key("pace:<tenant>", "string", "until the bucket is full", "when a tenant's bucket of requests is full again"),
+    Key("waiting", "string", "none", "jobs queued or dispatched"),
+    Key("waiting_jobs", "hash", "none", "each tenant's jobs queued or dispatched; not there for none"),
+    Key("waiting_tokens", "hash", "none", "each tenant's tokens, by estimate, queued or dispatched"),
     Key("keys", "hash", "none", "API keys by id: SHA-256, tenant, scopes and name as JSON"),
     Key("keys_used", "hash", "none", "when an API key was last used, to the minute, in Unix seconds"),
     Key("delayed", "zset", "none", "queued jobs that must wait, by the time they may go"),
@@ -68,6 +72,8 @@ NAMES = PREFIX + "names"
 TOTALS = PREFIX + "totals"
 WEIGHTS = PREFIX + "weights"
 LIMITS = PREFIX + "limits"
+WAITING_JOBS = PREFIX + "waiting_jobs"
+WAITING_TOKENS = PREFIX + "waiting_tokens"
 API_KEYS = PREFIX + "keys"
 API_KEYS_USED = PREFIX + "keys_used"
 UNDELIVERED = PREFIX + "undelivered"
