@@ -48,7 +48,7 @@ KEYS = (
     Key("undelivered", "zset", "none", "finished plain-Celery jobs whose result is not known to be stored"),
     Key("counts:<model>", "hash", "none", "jobs now queued, dispatched, running"),
     Key("totals", "hash", "none", "jobs submitted and ended, releases by reason, since the beginning"),
-    Key("rate:<model>", "hash", "none", "finished jobs per second, smoothed, for eta_s"),
+    Key("rate:<model>", "hash", "none", "finished jobs per second, smoothed; tokens, slot time of the latest jobs"),
     Key("seq", "string", "none", "the latest sequence number given to a job"),
     Key("workers", "zset", "none", "workers by their latest beat"),
     Key("worker:<worker>", "hash", "a day once succeeded", "one worker: model, capacity, drain, suspect, or successor"),

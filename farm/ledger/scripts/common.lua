@@ -165,6 +165,13 @@ local function requeue(job, not_before)
   wake()
 end
 
+-- A model's pace by its latest hundred or so jobs: what they gained, and for how long they held a slot.
+local function measure(rate, tokens, slot_ms)
+  local old = redis.call('HMGET', rate, 'jobs', 'tokens', 'slot_ms')
+  local function add(n, value) return string.format('%.3f', tonumber(old[n] or 0) * 0.99 + value) end
+  redis.call('HSET', rate, 'jobs', add(1, 1), 'tokens', add(2, tokens), 'slot_ms', add(3, slot_ms))
+end
+
 -- The one way into a terminal state. Returns the line to announce.
 local function finish(job, state, retention, reason, fields)
   local tokens = redis.call('LLEN', key_out(job.id))
@@ -192,6 +199,7 @@ local function finish(job, state, retention, reason, fields)
     local old = tonumber(redis.call('HGET', rate, 'per_s') or 0)
     local keep = math.exp(-(NOW - last) / 30000)
     redis.call('HSET', rate, 'at', int(NOW), 'per_s', string.format('%.6f', old * keep + 1 / 30))
+    if state == 'succeeded' then measure(rate, tokens - job.base, NOW - job.claimed) end
   end
   wake()
   job.state = state
