@@ -31,6 +31,13 @@ KEYS = (
     Key("vtime:<model>", "hash", "none", "each tenant's virtual time, in tokens over weight"),
     Key("vclock:<model>", "string", "none", "virtual time of the latest dispatch; where newcomers start"),
     Key("weights", "hash", "none", "tenants' weights other than 1"),
+    Key("limits", "hash", "none", "tenants' limits other than the settings', as JSON"),
+    Key("pace:<tenant>", "string", "until the bucket is full", "when a tenant's bucket of requests is full again"),
+    Key("waiting", "string", "none", "jobs queued or dispatched"),
+    Key("waiting_jobs", "hash", "none", "each tenant's jobs queued or dispatched; not there for none"),
+    Key("waiting_tokens", "hash", "none", "each tenant's tokens, by estimate, queued or dispatched"),
+    Key("keys", "hash", "none", "API keys by id: SHA-256, tenant, scopes and name as JSON"),
+    Key("keys_used", "hash", "none", "when an API key was last used, to the minute, in Unix seconds"),
     Key("delayed", "zset", "none", "queued jobs that must wait, by the time they may go"),
     Key("dispatched", "zset", "none", "jobs whose message is out, by the time to publish it again"),
     Key("running", "zset", "none", "running jobs by the end of their lease"),
@@ -64,6 +71,11 @@ WORKERS = PREFIX + "workers"
 NAMES = PREFIX + "names"
 TOTALS = PREFIX + "totals"
 WEIGHTS = PREFIX + "weights"
+LIMITS = PREFIX + "limits"
+WAITING_JOBS = PREFIX + "waiting_jobs"
+WAITING_TOKENS = PREFIX + "waiting_tokens"
+API_KEYS = PREFIX + "keys"
+API_KEYS_USED = PREFIX + "keys_used"
 UNDELIVERED = PREFIX + "undelivered"
 LEADER = PREFIX + "leader"
 FINISHED = PREFIX + "finished"

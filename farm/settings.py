@@ -168,6 +168,16 @@ class LimitsSettings(_Group):
     """Share of the server's maxmemory above which new jobs are refused: Celery needs the rest to deliver the others."""
     high_lead_tokens: int = Field(20_000, ge=0)
     """How far priority high lets a tenant run ahead of its fair share; beyond that its jobs count as normal."""
+    requests_per_s: float | None = Field(None, gt=0, le=1e6)
+    """HTTP requests per second of a tenant without a limit of its own; twice as many may come at once. Unset: any."""
+    queued_jobs: int | None = Field(None, ge=1)
+    """Jobs that such a tenant may have queued. Unset: any number, as on a farm without keys."""
+    queued_tokens: int | None = Field(None, ge=1)
+    """Tokens, prompts and max_tokens, that such a tenant may have queued. Unset: any number."""
+    max_queued_jobs: int | None = Field(None, ge=1)
+    """Jobs that all tenants together may have queued. Unset: as many as fit in the server's memory."""
+    usage_days: int = Field(400, ge=1, le=36_500)
+    """How many days the tokens and jobs of each tenant and day are kept; a year and a month to compare with."""
 
 
 class FlowerSettings(_Group):

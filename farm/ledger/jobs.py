@@ -14,9 +14,10 @@ from typing import Any
 import redis
 
 from farm import keys
-from farm.connection import address, connect, our_errors, server_full
+from farm.connection import address, connect, our_errors
 from farm.contracts import SAFE_NAME, JobState, Priority, Request, fingerprint, keyed_job_id, model_name
 from farm.errors import IdempotencyConflict, InvalidRequest, JobGone, JobNotFound, nearest
+from farm.ledger.admission import Rest, refusal
 from farm.ledger.forecast import Standing, read
 from farm.ledger.scripts import Scripts
 from farm.results import AttemptRecord, JobError, JobView, Timings, TokenLogprobs, Usage
@@ -104,27 +105,51 @@ class Jobs:
     def submit(self, submissions: Sequence[Submission]) -> list[bool]:
         """Write jobs; True for each that is new, False where the same job was there already.
 
-        Raises IdempotencyConflict if an id is taken by another request (the rest of its call is written all the same),
-        ServerFull (jobs of earlier calls stay), ServerUnreachable (then jobs may or may not be written; submit them
-        again with the same ids).
+        Calls of 100 are sent one after the other, each accepted whole or not at all. The first one asks for room for
+        all of them, so that a list is refused before any of it is written, unless others take the room meanwhile.
+
+        Raises IdempotencyConflict if an id is taken by another request (the rest of its call is written all the same);
+        QuotaExceeded, QueueFull: there is room later; ExceedsQuota: never for so much at once; ServerFull; for these
+        jobs of earlier calls stay. ServerUnreachable (then jobs may or may not be written). Whatever was raised, the
+        same jobs may be submitted again: those that are there need no room.
         """
         words: list[str] = []
+        rest = Rest((job.id, job.tenant, job.cost) for job in submissions)
         for start in range(0, len(submissions), SUBMIT_CHUNK):
-            args: list[str | int] = []
-            for job in submissions[start : start + SUBMIT_CHUNK]:
-                deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
-                text = job.request.to_json()
-                args += (job.id, fingerprint(text), job.model, job.tenant, job.request.priority)
-                args += (job.cost, deadline_ms, job.plain, text)
-            words += self.scripts.call("submit", *args, durable_ms=self.durable_ms)
-        if "full" in words:
-            raise server_full(self.where)
+            chunk = submissions[start : start + SUBMIT_CHUNK]
+            rest.sent(job.id for job in chunk)
+            answer = self._write(chunk, rest)
+            if answer[0] == "limit" and rest:
+                # What is there already needs no room: a repetition must not be refused.
+                rest.sent(self._known(rest.ids))
+                answer = self._write(chunk, rest)
+            if (error := refusal(answer, self.where)) is not None:
+                raise error
+            words += answer
         for job, word in zip(submissions, words, strict=True):
             if word == "conflict":
                 raise IdempotencyConflict(
                     f"job {job.id} exists with another request; use another idempotency key or send the same request"
                 )
         return [word == "new" for word in words]
+
+    def _write(self, chunk: Sequence[Submission], rest: Rest) -> list[str]:
+        limits = self.settings.limits
+        args: list[str | int] = [limits.max_queued_jobs or "", limits.queued_jobs or "", limits.queued_tokens or ""]
+        args.append(rest.to_json())
+        for job in chunk:
+            deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
+            text = job.request.to_json()
+            args += (job.id, fingerprint(text), job.model, job.tenant, job.request.priority)
+            args += (job.cost, deadline_ms, job.plain, text)
+        answer: list[str] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
+        return answer
+
+    def _known(self, job_ids: Sequence[str]) -> list[str]:
+        with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.exists(keys.job(job_id))
+            return [job_id for job_id, is_there in zip(job_ids, pipe.execute(), strict=True) if is_there]
 
     def view(self, job_id: str, *, with_position: bool = False) -> JobView:
         """All about one job. Raises JobGone after its retention, JobNotFound for an id that never was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -25,9 +26,11 @@ NAMES = (
     "leave",
     "upkeep",
     "position",
+    "take",
 )
 
 
+@cache
 def source(name: str) -> str:
     """A script as the server gets it: flags, the shared part, its own part."""
     folder = resources.files(__name__)

@@ -2,8 +2,8 @@
 --
 -- KEYS[1] is the prefix; every other key is built from it. A script reads and checks first, writes last, and raises
 -- nothing after its first write. A job is in exactly one place for its state:
---   queued      queue:<model>:<priority>:<tenant>, or delayed        counts.queued
---   dispatched  dispatched                                           counts.dispatched
+--   queued      queue:<model>:<priority>:<tenant>, or delayed        counts.queued       waiting
+--   dispatched  dispatched                                           counts.dispatched   waiting
 --   running     running, held:<worker>                               counts.running
 --   ended       finished (and dead)
 local P = KEYS[1]
@@ -43,6 +43,28 @@ local function has_ended(job)
 end
 
 local function count(model, state, delta) redis.call('HINCRBY', P .. 'counts:' .. model, state, delta) end
+
+-- Count jobs and tokens that wait for their turn: all jobs, and a tenant's. A tenant without any is forgotten.
+local function waiting(tenant, jobs, tokens)
+  if redis.call('INCRBY', P .. 'waiting', jobs) < 0 then redis.call('SET', P .. 'waiting', '0') end
+  if redis.call('HINCRBY', P .. 'waiting_jobs', tenant, jobs) <= 0 then
+    redis.call('HDEL', P .. 'waiting_jobs', tenant)
+    redis.call('HDEL', P .. 'waiting_tokens', tenant)
+  else
+    redis.call('HINCRBY', P .. 'waiting_tokens', tenant, tokens)
+  end
+end
+
+-- A function that tells a tenant's limits by name: its own, else the settings' as text; nil for none.
+local function limits_of(tenant)
+  local own = redis.call('HGET', P .. 'limits', tenant)
+  own = own and cjson.decode(own) or {}
+  return function(name, default)
+    if own[name] == nil then return tonumber(default) end
+    return own[name] ~= cjson.null and own[name] or nil
+  end
+end
+
 local function total(name, delta) redis.call('HINCRBY', P .. 'totals', name, delta or 1) end
 local function is_registered(worker) return redis.call('HEXISTS', key_worker(worker), 'name') == 1 end
 
@@ -110,8 +132,9 @@ local function take_from_queue(job)
   if redis.call('EXISTS', queue) == 0 then redis.call('ZREM', key_lanes(job.model, job.priority), job.tenant) end
 end
 
--- Out of the place that its state has it in.
-local function leave(job)
+-- Out of the place that its state has it in. stays: it waits for its turn afterwards, too.
+local function leave(job, stays)
+  local waited = job.state == 'queued' or job.state == 'dispatched'
   if job.state == 'queued' then
     if redis.call('ZREM', P .. 'delayed', job.id) == 0 then take_from_queue(job) end
   elseif job.state == 'dispatched' then
@@ -121,6 +144,8 @@ local function leave(job)
     redis.call('SREM', key_held(job.worker), job.id)
   end
   count(job.model, job.state, -1)
+  if waited and not stays then waiting(job.tenant, -1, -job.cost) end
+  if stays and not waited then waiting(job.tenant, 1, job.cost) end
 end
 
 local function record_attempt(job, reason)
@@ -132,7 +157,7 @@ end
 
 -- Back to queued, at once or not before a time. The nonce stays: its holder may still finish until another claims.
 local function requeue(job, not_before)
-  leave(job)
+  leave(job, true)
   job.state = 'queued'
   redis.call('HSET', key_job(job.id), 'state', 'queued', 'not_before', int(not_before), 'tries', '0')
   count(job.model, 'queued', 1)

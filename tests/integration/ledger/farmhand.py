@@ -311,6 +311,16 @@ def check(field: Field) -> dict[str, dict[str, str]]:
         for state in ("queued", "dispatched", "running"):
             assert int(counts.get(state, 0)) == states.count(state), f"counts.{state} is {counts}, jobs are {states}"
 
+    waiting = [job for job in jobs.values() if job["state"] in ("queued", "dispatched")]
+    by_tenant: dict[str, list[int]] = {}
+    for job in waiting:
+        by_tenant.setdefault(job["tenant"], []).append(int(job["cost"]))
+    counted = {tenant: int(count) for tenant, count in get("waiting_jobs", {}).items()}
+    assert counted == {tenant: len(costs) for tenant, costs in by_tenant.items()}, "waiting jobs are miscounted"
+    counted = {tenant: int(count) for tenant, count in get("waiting_tokens", {}).items()}
+    assert counted == {tenant: sum(costs) for tenant, costs in by_tenant.items()}, "waiting tokens are miscounted"
+    assert int(get("waiting", 0)) == len(waiting)
+
     lanes = {(*name.split(":"), tenant): score for name, ts in family("lanes").items() for tenant, score in ts.items()}
     assert set(lanes) == {tuple(name.split(":")) for name in family("queue")}, "lanes and queues disagree"
     for (model, _, tenant), score in lanes.items():
