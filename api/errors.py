@@ -9,8 +9,18 @@ import math
 
 from starlette.exceptions import HTTPException
 
-from api.answers import Answer, encode
-from farm.errors import FarmError, InvalidRequest, ServerFull, ServerUnreachable, SettingsError
+from api.answers import Answer, Header, encode
+from farm.errors import (
+    DeadlineUnmeetable,
+    FarmError,
+    IdempotencyConflict,
+    InvalidRequest,
+    QueueFull,
+    ServerFull,
+    ServerUnreachable,
+    SettingsError,
+    TooManyRequests,
+)
 
 RETRY_AFTER_S = 1
 TYPES = {
@@ -18,6 +28,7 @@ TYPES = {
     403: "permission_error",
     429: "rate_limit_error",
 }
+PARAMS: dict[type[FarmError], str] = {DeadlineUnmeetable: "deadline_s", IdempotencyConflict: "Idempotency-Key"}
 # What a caller need not know of these: where the server is and what it said.
 PLAIN: dict[type[FarmError], str] = {
     ServerUnreachable: "the farm's server does not answer; nothing is lost, try again",
@@ -67,13 +78,6 @@ class MediaRefused(FarmError):
     http_status = 415
 
 
-class DeadlineMissed(InvalidRequest):
-    """The job can't be done by its deadline, as it looks now."""
-
-    code = "deadline_unmeetable"
-    http_status = 422
-
-
 class StreamsFull(FarmError):
     """This process holds as many streams open as it may."""
 
@@ -90,13 +94,17 @@ def answer_to(error: FarmError) -> Answer:
     """The answer that an error means."""
     status = error.http_status
     message = next((text for kind, text in PLAIN.items() if isinstance(error, kind)), None) or str(error)
-    headers = []
+    headers: list[Header] = []
     if error.retryable:
-        wait_s = getattr(error, "retry_after_s", None) or RETRY_AFTER_S
-        headers.append((b"retry-after", b"%d" % math.ceil(wait_s)))
+        wait_s = error.retry_after_s if isinstance(error, TooManyRequests | QueueFull) else RETRY_AFTER_S
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait_s))))
+    if isinstance(error, TooManyRequests):
+        headers.append((b"ratelimit-limit", b"%d" % error.limit))
+        headers.append((b"ratelimit-remaining", b"%d" % error.remaining))
+        headers.append((b"ratelimit-reset", b"%d" % math.ceil(error.reset_s)))
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="farm"'))
-    param = error.field if isinstance(error, InvalidRequest) else None
+    param = error.field if isinstance(error, InvalidRequest) else PARAMS.get(type(error))
     return _answer(status, message, error.code, param, headers)
 
 
@@ -121,8 +129,6 @@ def error_body(message: str, kind: str, code: str, param: str | None = None) -> 
     return encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-def _answer(
-    status: int, message: str, code: str, param: str | None, headers: list[tuple[bytes, bytes]] | None = None
-) -> Answer:
+def _answer(status: int, message: str, code: str, param: str | None, headers: list[Header] | None = None) -> Answer:
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return Answer(error_body(message, kind, code, param), status, headers)

@@ -125,5 +125,3 @@ def _is_deep(value: object) -> bool:
 
 def _too_large(most: int) -> BodyTooLarge:
     return BodyTooLarge("body", f"is larger than {most:,} bytes; send less at once, such as a shorter list")
-
-

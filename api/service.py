@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from api.batching import Batcher
@@ -25,6 +26,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A job that stands in the ledger now. Not new: the same one was there before."""
+
+    is_new: bool
+    standing: Standing
+
+
 class Service:
     """The farm for one event loop. Nothing is sent before the first request."""
 
@@ -34,20 +43,21 @@ class Service:
         self.jobs = Jobs(settings)
         self.checks = PromptCheck(self.jobs)
         self._reader = Reader(self.jobs)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="api-call")
-        self._submits = Batcher(self._submit_each, self._threads, SUBMIT_CHUNK)
-        self._views = Batcher(self._view_each, self._threads, VIEWS_PER_CALL)
-        self._watches = Batcher(self._watch_all, self._threads, WATCHES_PER_CALL)
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="api-call")
+        self._submits = Batcher(self._submit_each, self.threads, SUBMIT_CHUNK)
+        self._views = Batcher(self._view_each, self.threads, VIEWS_PER_CALL)
+        self._watches = Batcher(self._watch_all, self.threads, WATCHES_PER_CALL)
         self.news = Newsroom(self._reader, self._watches, settings.api.max_streams)
 
-    async def submit(self, submission: Submission) -> Standing:
-        """Write a job, or find the same one there. Returns where it stands.
+    async def submit(self, submission: Submission) -> Written:
+        """Write a job, or find the same one there.
 
-        Raises IdempotencyConflict, ServerFull, ServerUnreachable.
+        Raises IdempotencyConflict, QuotaExceeded, ExceedsQuota, QueueFull, DeadlineUnmeetable, ServerFull,
+        ServerUnreachable.
         """
         return await self._submits(submission)
 
-    async def submit_list(self, submissions: Sequence[Submission]) -> list[Standing]:
+    async def submit_list(self, submissions: Sequence[Submission]) -> list[Written]:
         """Write jobs of one list. Raises like ``submit``."""
         return await self.call(self._submit_all, submissions)
 
@@ -58,35 +68,39 @@ class Service:
             raise unknown(job_id)
         return view
 
-    async def ended(self, view: JobView, wait_s: float) -> JobView:
+    async def ended(self, job_id: str, wait_s: float) -> JobView:
         """The job once it has ended; or as it stands after ``wait_s``, or when the server is about to stop."""
-        async with self.news.listening(view.id) as listener:
+        async with self.news.listening(job_id) as listener:
             heard = await listener.next(wait_s)
         if heard and isinstance(heard[-1], FarmError):
             raise heard[-1]
-        return heard[-1] if heard and isinstance(heard[-1], JobView) else await self._views(view.id)
+        return heard[-1] if heard and isinstance(heard[-1], JobView) else await self._views(job_id)
 
     async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that blocks on a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: call(*args, **kwargs))
 
     def stop(self) -> None:
         """Have streams and long polls end, so that the server can."""
         self.news.stop()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Let go of threads and connections. Jobs run on."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
         self._reader.close()
-        self._threads.shutdown()
+        self.threads.shutdown()
         self.jobs.client.close()
 
     # On a thread.
 
-    def _submit_all(self, submissions: Sequence[Submission]) -> list[Standing]:
-        self.jobs.submit(submissions)
-        return self.jobs.standings([submission.id for submission in submissions])
+    def _submit_all(self, submissions: Sequence[Submission]) -> list[Written]:
+        are_new = self.jobs.submit(submissions)
+        standings = self.jobs.standings([submission.id for submission in submissions])
+        return [Written(is_new, standing) for is_new, standing in zip(are_new, standings, strict=True)]
 
-    def _submit_each(self, submissions: list[Submission]) -> list[Standing | Exception]:
+    def _submit_each(self, submissions: list[Submission]) -> list[Written | Exception]:
         try:
             return list(self._submit_all(submissions))
         except ServerUnreachable:
@@ -100,7 +114,9 @@ class Service:
     def _view_each(self, job_ids: list[str]) -> list[JobView | Exception]:
         views = self.jobs.views(job_ids)
         placed = iter(self.jobs.placed([view for view in views if view is not None]))
-        return [self._missing(job_id) if view is None else next(placed) for job_id, view in zip(job_ids, views, strict=True)]
+        return [
+            self._missing(job_id) if view is None else next(placed) for job_id, view in zip(job_ids, views, strict=True)
+        ]
 
     def _missing(self, job_id: str) -> Exception:
         error = self.jobs.missing(job_id)

@@ -57,6 +57,11 @@ class PromptCheck:
         self._known: dict[str, tuple[float, ModelFacts | None]] = {}
         self._lock = threading.Lock()
 
+    def known(self, model: str | None) -> ModelFacts | None:
+        """What was learnt of a model a moment ago, without asking; None when it is time to ask."""
+        known = self._known.get(model_name(model or self._jobs.settings.model.id))
+        return known[1] if known is not None and known[0] > time.monotonic() else None
+
     def facts(self, model: str | None) -> ModelFacts | None:
         """What is known of a model, None before any worker has served it. Raises InvalidRequest if nobody serves it."""
         name = model_name(model or self._jobs.settings.model.id)

@@ -30,13 +30,17 @@ MAX_TOKENS = int(Request.model_fields["max_tokens"].default)
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked request and its place. ``plain`` holds the headers of a plain Celery message, as JSON."""
+    """A checked request and its place. ``plain`` holds the headers of a plain Celery message, as JSON.
+
+    part_of: what else must be the same for a repetition to be one, such as the length of its list.
+    """
 
     id: str
     request: Request
     model: str
     tenant: str
     plain: str = ""
+    part_of: str = ""
 
     @property
     def cost(self) -> int:
@@ -89,6 +93,7 @@ class Jobs:
         job_id: str | None = None,
         idempotency_key: str | None = None,
         plain: str = "",
+        part_of: str = "",
     ) -> Submission:
         """Give a request its id, model and tenant. Raises InvalidRequest for names that don't fit in a key."""
         tenant = self.settings.client.tenant if tenant is None else tenant
@@ -100,7 +105,7 @@ class Jobs:
             job_id = keyed_job_id(tenant, idempotency_key) if idempotency_key else new_job_id()
         if not SAFE_NAME.match(job_id):
             raise InvalidRequest("id", f"{job_id[:60]!r} is no job id; use up to 128 letters, digits, '.', '_' and '-'")
-        return Submission(job_id, request, model_name(request.model or self.settings.model.id), tenant, plain)
+        return Submission(job_id, request, model_name(request.model or self.settings.model.id), tenant, plain, part_of)
 
     def submit(self, submissions: Sequence[Submission]) -> list[bool]:
         """Write jobs; True for each that is new, False where the same job was there already.
@@ -140,10 +145,19 @@ class Jobs:
         for job in chunk:
             deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
             text = job.request.to_json()
-            args += (job.id, fingerprint(text), job.model, job.tenant, job.request.priority)
+            args += (job.id, fingerprint(text + job.part_of), job.model, job.tenant, job.request.priority)
             args += (job.cost, deadline_ms, job.plain, text)
         answer: list[str] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
         return answer
+
+    def conflicting(self, submissions: Sequence[Submission]) -> bool:
+        """Whether any id is taken by another request."""
+        with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
+            for job in submissions:
+                pipe.hget(keys.job(job.id), "fingerprint")
+            found = pipe.execute()
+        pairs = zip(submissions, found, strict=True)
+        return any(seen and seen != fingerprint(job.request.to_json() + job.part_of) for job, seen in pairs)
 
     def _known(self, job_ids: Sequence[str]) -> list[str]:
         with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:

@@ -1,0 +1,80 @@
+"""From bodies to submissions: checked against the model before anything is enqueued.
+
+Short prompts are checked where they come in. What must ask the server or count many tokens runs on a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from api.schemas import MAX_LIST
+from api.service import Service
+from farm.contracts import Request, parse_request
+from farm.errors import IdempotencyConflict, InvalidRequest
+from farm.ledger.jobs import Submission
+from farm.prompts import check_length
+
+SHORT = 8_192  # characters or token ids; counting the tokens of so many takes about a millisecond
+
+
+class Admission:
+    """Turns what callers sent into submissions, or raises InvalidRequest naming the field."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._jobs = service.jobs
+        self._checks = service.checks
+
+    async def one(self, body: Mapping[str, object], tenant: str, key: str | None) -> Submission:
+        """A request's submission. key: the same key and request again give the same job.
+
+        Raises InvalidRequest, PromptTooLong, ServerUnreachable.
+        """
+        request = parse_request(body)
+        facts = self._checks.known(request.model)
+        if facts is not None and len(request.prompt) <= SHORT:
+            check_length(request, facts)
+        else:
+            await self._service.call(self._checks.checker(), request)
+        return self._jobs.place(request, tenant=tenant, idempotency_key=key)
+
+    async def many(self, bodies: Sequence[object], tenant: str, key: str | None) -> list[Submission]:
+        """The submissions of a list, all checked. Raises like ``one``, naming the place in the list.
+
+        With a key, a list that differs from the one sent with it before is an IdempotencyConflict.
+        """
+        if not bodies:
+            raise InvalidRequest("body", "is an empty list; give at least one request")
+        if len(bodies) > MAX_LIST:
+            raise InvalidRequest("body", f"holds {len(bodies):,} requests; give at most {MAX_LIST:,} at once")
+        return await self._service.call(self._place_all, bodies, tenant, key)
+
+    # On a thread.
+
+    def _place_all(self, bodies: Sequence[object], tenant: str, key: str | None) -> list[Submission]:
+        check = self._checks.checker()
+        placed = []
+        for index, body in enumerate(bodies):
+            try:
+                request = _request_of(body)
+                check(request)
+            except InvalidRequest as error:
+                raise type(error)(f"[{index}].{error.field}", error.problem) from None
+            placed.append(self._place(request, tenant, key, index, len(bodies)))
+        if key is not None and self._jobs.conflicting(placed):
+            raise IdempotencyConflict("this key came with another list before; use another key, or send the same list")
+        return placed
+
+    def _place(self, request: Request, tenant: str, key: str | None, index: int, count: int) -> Submission:
+        """The submission at a place in a list. With a key it is part of a list of so many, and of no other."""
+        if key is None:
+            return self._jobs.place(request, tenant=tenant)
+        # A caller's key holds no space, so these are nobody else's.
+        own = key if index == 0 else f"{key} {index}"
+        return self._jobs.place(request, tenant=tenant, idempotency_key=own, part_of=f"list of {count}")
+
+
+def _request_of(body: object) -> Request:
+    if not isinstance(body, dict):
+        raise InvalidRequest("body", "must be an object with a prompt")
+    return parse_request(body)

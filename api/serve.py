@@ -1,0 +1,109 @@
+"""Serve the API: one socket, and one or several processes that take connections from it.
+
+Everything comes from the settings. Several processes are uvicorn's to watch: one that dies is started again, and none
+outlives the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
+
+from api.app import create_app
+from api.auth import needs_key
+from farm import logs
+from farm.errors import FarmError, SettingsError
+from farm.listening import is_loopback, listen
+from farm.local.discover import discover
+from farm.local.environ import child_environ, with_values
+from farm.local.tether import tie
+from farm.settings import Settings, load_settings
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75  # longer than a load balancer's minute, so that it is never we who close first
+
+
+def main() -> None:
+    """Serve until terminated. An address or setting that can't be used is one line, and status 1."""
+    try:
+        settings = load_settings()
+        settings = discover(with_keys(settings))
+        check(settings)
+        logs.setup(settings.logs)
+        listener = listen(settings.api.host, settings.api.port, "FARM_API__PORT")
+    except FarmError as error:
+        sys.exit(f"farm api: {error}")
+    with listener:
+        serve(settings, listener)
+
+
+def with_keys(settings: Settings) -> Settings:
+    """The settings with ``api.keys`` decided. Ask before a server is discovered: one that is named is not local."""
+    if settings.api.keys != "auto":
+        return settings
+    is_local = settings.redis.url is None and is_loopback(settings.api.host)
+    return with_values(settings, api={"keys": "local" if is_local else "required"})
+
+
+def check(settings: Settings) -> None:
+    """Raise SettingsError for an API without keys that other machines could reach."""
+    if not needs_key(settings) and not is_loopback(settings.api.host):
+        raise SettingsError(
+            f"FARM_API__KEYS=local on {settings.api.host} would serve everyone who reaches this machine; "
+            "listen on 127.0.0.1, or set it to required and make keys with: farm keys create"
+        )
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serve on a bound socket until terminated."""
+    os.environ.update(child_environ(settings))  # what processes to come go by
+    _allow_many_files()
+    config = uvicorn.Config(
+        "api.serve:make_app",
+        factory=True,
+        workers=settings.api.processes,
+        http="api.protocol:Protocol",
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(settings.api.stop_s),
+    )
+    if config.workers == 1:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Uvicorn raises the signal again when it has stopped; that is no reason to end as if killed.
+            signal.signal(number, lambda _number, _frame: None)
+        uvicorn.Server(config).run(sockets=[listener])
+    else:
+        Multiprocess(config, sockets=[listener]).run()
+
+
+def make_app() -> FastAPI:
+    """The app of one process, by its environment."""
+    if multiprocessing.parent_process() is not None:
+        tie(signal.SIGTERM, os.getppid())
+    settings = load_settings()
+    logs.setup(settings.logs)
+    return create_app(settings)
+
+
+def _allow_many_files() -> None:
+    """A connection is a file: allow as many as this process may allow itself."""
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
