@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from api.answers import Header
-from api.batching import Batcher
 from api.errors import HostRefused, KeyRefused, ScopeMissing
 from api.requests import Call
 from api.service import Service
@@ -45,7 +44,7 @@ class Guard:
         self._hosts = {*LOOPBACK_NAMES, service.settings.api.host}
         self._keyring = Keyring(service.jobs)
         self._tenants = Tenants(service.jobs)
-        self._takes = Batcher(self._take_each, service.threads, TAKES_PER_CALL)
+        self._takes = service.batcher(self._take_each, TAKES_PER_CALL)
         self._known: dict[bytes, _Known] = {}
         self._asking: dict[bytes, asyncio.Task[_Known]] = {}
 

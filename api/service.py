@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from api.batching import Batcher
 from api.newsroom import Newsroom
@@ -18,11 +18,12 @@ from farm.prompts import PromptCheck
 from farm.results import JobView
 from farm.settings import Settings
 
-THREADS = 8
+THREADS = 4
 VIEWS_PER_CALL = 100
 WATCHES_PER_CALL = 500
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -43,10 +44,11 @@ class Service:
         self.jobs = Jobs(settings)
         self.checks = PromptCheck(self.jobs)
         self._reader = Reader(self.jobs)
-        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="api-call")
-        self._submits = Batcher(self._submit_each, self.threads, SUBMIT_CHUNK)
-        self._views = Batcher(self._view_each, self.threads, VIEWS_PER_CALL)
-        self._watches = Batcher(self._watch_all, self.threads, WATCHES_PER_CALL)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="api-call")
+        self._batchers: list[Batcher[Any, Any]] = []
+        self._submits = self.batcher(self._submit_each, SUBMIT_CHUNK)
+        self._views = self.batcher(self._view_each, VIEWS_PER_CALL)
+        self._watches = self.batcher(self._watch_all, WATCHES_PER_CALL)
         self.news = Newsroom(self._reader, self._watches, settings.api.max_streams)
 
     async def submit(self, submission: Submission) -> Written:
@@ -78,7 +80,13 @@ class Service:
 
     async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that blocks on a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: call(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+
+    def batcher(self, call: Callable[[list[T]], Sequence[R | Exception]], most: int) -> Batcher[T, R]:
+        """A batcher that ends with the service."""
+        made = Batcher(call, most)
+        self._batchers.append(made)
+        return made
 
     def stop(self) -> None:
         """Have streams and long polls end, so that the server can."""
@@ -90,7 +98,9 @@ class Service:
 
     def _close(self) -> None:
         self._reader.close()
-        self.threads.shutdown()
+        for batcher in self._batchers:
+            batcher.close()
+        self._threads.shutdown()
         self.jobs.client.close()
 
     # On a thread.
