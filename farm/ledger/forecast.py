@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FIELDS = 7  # of a job in what position.lua answers
-# A deadline is refused only if the estimate is twice as long, the pace was told from at least so many jobs, and the last
-# of them ended within a minute or two of their usual times: when everything is refused nothing is measured any more,
-# and an old pace must not shut the farm.
+# A deadline is refused only if the estimate is twice as long, the pace was told from at least so many jobs, and the
+# last of them ended within a minute or two of their usual times: when everything is refused nothing is measured any
+# more, and an old pace must not shut the farm.
 MARGIN = 2.0
 MEASURED_JOBS = 8
 FRESH_S = 60.0
