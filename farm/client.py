@@ -19,7 +19,14 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from farm.contracts import JobState
-from farm.errors import ExceedsQuota, FarmError, IdempotencyConflict, InvalidRequest, ServerUnreachable
+from farm.errors import (
+    DeadlineUnmeetable,
+    ExceedsQuota,
+    FarmError,
+    IdempotencyConflict,
+    InvalidRequest,
+    ServerUnreachable,
+)
 from farm.flow import DEFAULT_WINDOW, Flow, Result, not_succeeded, result_of
 from farm.ledger.jobs import Jobs, Piece, Submission
 from farm.ledger.streams import News, Reader, Watch
@@ -264,7 +271,7 @@ class Farm:
         outage_s = self.settings.client.outage_s
         try:
             words = patiently(partial(self.ledger.submit, submissions), outage_s)
-        except (IdempotencyConflict, ExceedsQuota) as error:
+        except (IdempotencyConflict, ExceedsQuota, DeadlineUnmeetable) as error:
             if len(submissions) == 1:
                 return [], {submissions[0].id: error}
             # Each by itself tells which one it is, or fits; those that are written already stay as they are.

@@ -36,13 +36,17 @@ KEYS = (
     Key("waiting", "string", "none", "jobs queued or dispatched"),
     Key("waiting_jobs", "hash", "none", "each tenant's jobs queued or dispatched; not there for none"),
     Key("waiting_tokens", "hash", "none", "each tenant's tokens, by estimate, queued or dispatched"),
+    Key("jobs:<tenant>", "zset", "none", "a tenant's jobs by their sequence number, for listing"),
+    Key("usage:<tenant>:<day>", "hash", "limits.usage_days", "jobs by how they ended, and tokens, of one UTC day"),
+    Key("used:<day>", "set", "limits.usage_days", "tenants with usage on that day"),
+    Key("usage_days", "string", "none", "how many days usage is kept, as the latest keeper has it in its settings"),
     Key("keys", "hash", "none", "API keys by id: SHA-256, tenant, scopes and name as JSON"),
     Key("keys_used", "hash", "none", "when an API key was last used, to the minute, in Unix seconds"),
     Key("delayed", "zset", "none", "queued jobs that must wait, by the time they may go"),
     Key("dispatched", "zset", "none", "jobs whose message is out, by the time to publish it again"),
     Key("running", "zset", "none", "running jobs by the end of their lease"),
     Key("deadlines", "zset", "none", "unfinished jobs with a deadline"),
-    Key("finished", "zset", "none", "finished jobs as id|bytes by their end"),
+    Key("finished", "zset", "none", "finished jobs as id|bytes|tenant by their end"),
     Key("finished_bytes", "string", "none", "sum of the bytes in finished"),
     Key("dead", "zset", "none", "dead jobs by their end"),
     Key("undelivered", "zset", "none", "finished plain-Celery jobs whose result is not known to be stored"),
@@ -105,6 +109,21 @@ def worker(worker_id: str) -> str:
 def held(worker_id: str) -> str:
     """The key of the set of jobs that a worker runs."""
     return f"{PREFIX}held:{worker_id}"
+
+
+def jobs(tenant: str) -> str:
+    """The key of the list of a tenant's jobs."""
+    return f"{PREFIX}jobs:{tenant}"
+
+
+def usage(tenant: str, day: str) -> str:
+    """The key of what a tenant used on a day, as 2026-11-23."""
+    return f"{PREFIX}usage:{tenant}:{day}"
+
+
+def used(day: str) -> str:
+    """The key of the tenants that used something on a day."""
+    return f"{PREFIX}used:{day}"
 
 
 def counts(model: str) -> str:

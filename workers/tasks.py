@@ -17,6 +17,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from farm.broker import TASK
 from farm.contracts import JobState, Request, parse_request
 from farm.errors import (
+    DeadlineUnmeetable,
     FarmError,
     IdempotencyConflict,
     InvalidRequest,
@@ -158,7 +159,7 @@ def _adopt(host: Host, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict
     except (ServerUnreachable, ServerFull, QueueFull, QuotaExceeded) as error:
         host.pause(REQUEUE_PAUSE_S)
         raise Reject(error, requeue=True) from error
-    except (InvalidRequest, IdempotencyConflict) as error:
+    except (InvalidRequest, IdempotencyConflict, DeadlineUnmeetable) as error:
         raise GenerationFailed(f"{error.code}: {error}") from None
     if is_new:
         raise Ignore

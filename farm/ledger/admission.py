@@ -1,14 +1,58 @@
-"""Who may queue how much: what ``submit.lua`` must know of a long list, and its refusals as errors."""
+"""What is let in: room for a long list, deadlines that can be met, and the refusals of ``submit.lua`` as errors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from farm.connection import server_full
-from farm.errors import ExceedsQuota, FarmError, QueueFull, QuotaExceeded
+from farm.contracts import Priority
+from farm.errors import DeadlineUnmeetable, ExceedsQuota, FarmError, QueueFull, QuotaExceeded
+from farm.ledger.forecast import Standing
+
+if TYPE_CHECKING:
+    from farm.ledger.jobs import Submission
 
 _NOUNS = {"max_queued_jobs": "jobs", "queued_jobs": "jobs", "queued_tokens": "tokens"}
+
+
+def hopeless(
+    submissions: Sequence[Submission], newcomer: Callable[[str, Priority, str], Standing]
+) -> list[tuple[Submission, float]]:
+    """The jobs whose deadlines can't be met, each with the seconds that it would take.
+
+    newcomer: where a job of a model, priority and tenant would stand; asked once for each that has deadlines. A job of
+    the list waits for those before it, too.
+    """
+    late: list[tuple[Submission, float]] = []
+    if all(job.request.deadline_s is None for job in submissions):
+        return late
+    before: Counter[tuple[str, Priority, str]] = Counter()
+    standings: dict[tuple[str, Priority, str], Standing] = {}
+    for job in submissions:
+        request, line = job.request, (job.model, job.request.priority, job.tenant)
+        if request.deadline_s is not None:
+            if line not in standings:
+                standings[line] = newcomer(*line)
+            least = request.max_tokens if request.ignore_eos else request.min_tokens
+            eta_s = standings[line].too_late_s(least, request.max_tokens, request.deadline_s, later=before[line])
+            if eta_s is not None:
+                late.append((job, eta_s))
+        before[line] += 1
+    return late
+
+
+def too_late(job: Submission, eta_s: float) -> DeadlineUnmeetable:
+    """The error for a job whose deadline can't be met."""
+    deadline_s = job.request.deadline_s or 0.0
+    return DeadlineUnmeetable(
+        f"deadline_s: the answer would take about {eta_s:,.0f} s, far more than {deadline_s:g}; give it more time or a "
+        "higher priority, or submit when less is queued",
+        eta_s,
+        deadline_s,
+    )
 
 
 class Rest:

@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FIELDS = 5  # of a job in what position.lua answers
+FIELDS = 7  # of a job in what position.lua answers
+# A deadline is refused only if the estimate is twice as long, the pace was told from at least so many jobs, and the
+# last of them ended within a minute or two of their usual times: when everything is refused nothing is measured any
+# more, and an old pace must not shut the farm.
+MARGIN = 2.0
+MEASURED_JOBS = 8
+FRESH_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,17 @@ class Pace:
     tokens_per_s: float
     """Of one running sequence."""
     tokens_per_job: float
+    jobs: float
+    """How many finished jobs it was told from, older ones counting less."""
+    age_s: float
+    """How long ago the last of them ended."""
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether a job may be refused because of it."""
+        if not self.tokens_per_s or self.jobs < MEASURED_JOBS:
+            return False
+        return self.age_s <= max(FRESH_S, 2 * self.tokens_per_job / self.tokens_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +59,18 @@ class Standing:
         own = min(most, max(least, pace.tokens_per_job))
         return round((rounds * pace.tokens_per_job + own) / pace.tokens_per_s, 1)
 
+    def too_late_s(self, least: int, most: int, deadline_s: float, *, later: int = 0) -> float | None:
+        """The estimate, if a deadline can't be met by far; None if it may be, or too little is known to say so."""
+        eta_s = self.eta_s(least, most, later=later)
+        if eta_s is None or not self.pace.is_reliable or eta_s <= MARGIN * deadline_s:
+            return None
+        return eta_s
+
 
 def read(answer: Sequence[object]) -> list[Standing]:
     """What position.lua answered."""
     found = []
     for start in range(0, len(answer), FIELDS):
-        position, slots, free, per_s, per_job = map(str, answer[start : start + FIELDS])
-        found.append(Standing(int(position), Pace(int(slots), int(free), float(per_s), float(per_job))))
+        position, slots, free, *measured = map(str, answer[start : start + FIELDS])
+        found.append(Standing(int(position), Pace(int(slots), int(free), *map(float, measured))))
     return found

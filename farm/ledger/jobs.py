@@ -17,15 +17,15 @@ from farm import keys
 from farm.connection import address, connect, our_errors
 from farm.contracts import SAFE_NAME, JobState, Priority, Request, fingerprint, keyed_job_id, model_name
 from farm.errors import IdempotencyConflict, InvalidRequest, JobGone, JobNotFound, nearest
-from farm.ledger.admission import Rest, refusal
+from farm.ledger.admission import Rest, hopeless, refusal, too_late
 from farm.ledger.forecast import Standing, read
 from farm.ledger.scripts import Scripts
-from farm.results import AttemptRecord, JobError, JobView, Timings, TokenLogprobs, Usage
+from farm.ledger.views import view_of
+from farm.results import JobView
 from farm.settings import Settings
 
 SUBMIT_CHUNK = 100
 CHARS_PER_TOKEN = 4
-MAX_TOKENS = int(Request.model_fields["max_tokens"].default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,13 @@ class Jobs:
         Calls of 100 are sent one after the other, each accepted whole or not at all. The first one asks for room for
         all of them, so that a list is refused before any of it is written, unless others take the room meanwhile.
 
-        Raises IdempotencyConflict if an id is taken by another request (the rest of its call is written all the same);
-        QuotaExceeded, QueueFull: there is room later; ExceedsQuota: never for so much at once; ServerFull; for these
-        jobs of earlier calls stay. ServerUnreachable (then jobs may or may not be written). Whatever was raised, the
-        same jobs may be submitted again: those that are there need no room.
+        Raises DeadlineUnmeetable, and then none was written; IdempotencyConflict if an id is taken by another request
+        (the rest of its call is written all the same); QuotaExceeded, QueueFull: there is room later; ExceedsQuota:
+        never for so much at once; ServerFull; for these jobs of earlier calls stay. ServerUnreachable (then jobs may or
+        may not be written). Whatever was raised, the same jobs may be submitted again: those that are there already
+        are refused for no reason.
         """
+        self._refuse_hopeless(submissions)
         words: list[str] = []
         rest = Rest((job.id, job.tenant, job.cost) for job in submissions)
         for start in range(0, len(submissions), SUBMIT_CHUNK):
@@ -158,6 +160,13 @@ class Jobs:
             found = pipe.execute()
         pairs = zip(submissions, found, strict=True)
         return any(seen and seen != fingerprint(job.request.to_json() + job.part_of) for job, seen in pairs)
+
+    def _refuse_hopeless(self, submissions: Sequence[Submission]) -> None:
+        late = hopeless(submissions, self.newcomer)
+        known = self._known([job.id for job, _ in late])
+        for job, eta_s in late:
+            if job.id not in known:
+                raise too_late(job, eta_s)
 
     def _known(self, job_ids: Sequence[str]) -> list[str]:
         with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
@@ -204,7 +213,7 @@ class Jobs:
                 pipe.lrange(keys.history(job_id), 0, -1)
             answers = pipe.execute()
         triples = zip(job_ids, answers[::3], answers[1::3], answers[2::3], strict=True)
-        return [_view(job_id, *rest) if rest[0] else None for job_id, *rest in triples]
+        return [view_of(job_id, *rest) if rest[0] else None for job_id, *rest in triples]
 
     def pieces(self, wanted: Iterable[tuple[str, int]]) -> list[Piece | None]:
         """For each (job, index): its state and the tokens from that index on; None where no job is."""
@@ -277,57 +286,6 @@ def created_at(job_id: str) -> float | None:
     except ValueError:
         return None
     return (value.int >> 80) / 1000 if value.version == 7 else None
-
-
-def _view(job_id: str, fields: dict[str, str], entries: list[str], past: list[str]) -> JobView:
-    request = json.loads(fields["request"])
-    tokens = json.loads(f"[{','.join(entries)}]")  # one document: an eighth of the time of one each
-    most_tokens = request.get("max_tokens", MAX_TOKENS)
-    error = json.loads(fields["error"]) if fields.get("error") else None
-    created, started, finished = (_seconds(fields.get(name)) for name in ("created", "started", "finished"))
-    first = _seconds(fields.get("first_token"))
-    created = created or 0.0
-    logprobs = [
-        TokenLogprobs(token[0], token[1], token[2], [(top[0], top[1]) for top in token[3]])
-        for token in tokens
-        if len(token) > 2
-    ]
-    return JobView(
-        id=job_id,
-        state=JobState(fields["state"]),
-        model=fields["model"],
-        priority=request.get("priority", "normal"),
-        tenant=fields["tenant"],
-        created_at=created,
-        started_at=started,
-        finished_at=finished,
-        attempt=int(fields.get("attempt", 0)),
-        strikes=int(fields.get("strikes", 0)),
-        text="".join(token[1] for token in tokens) + fields.get("tail", ""),
-        token_ids=[token[0] for token in tokens],
-        finish_reason=fields.get("finish_reason"),
-        usage=Usage(
-            int(fields.get("prompt_tokens", 0)), len(tokens), int(fields.get("resumed", fields.get("base", 0)))
-        ),
-        timings=Timings(_since(created, started), _since(created, first), _since(created, finished)),
-        worker=fields.get("worker"),
-        model_fingerprint=fields.get("fingerprint_model"),
-        error=JobError(error["code"], error["message"], error["retryable"]) if error else None,
-        history=[AttemptRecord(**json.loads(record)) for record in past],
-        metadata=request.get("metadata", {}),
-        wants_token_ids=request.get("return_token_ids", False),
-        logprobs=logprobs if request.get("logprobs") is not None else None,
-        least_tokens=most_tokens if request.get("ignore_eos") else request.get("min_tokens", 0),
-        most_tokens=most_tokens,
-    )
-
-
-def _seconds(milliseconds: str | None) -> float | None:
-    return int(milliseconds) / 1000 if milliseconds else None
-
-
-def _since(start: float, end: float | None) -> float | None:
-    return None if end is None else round(end - start, 3)
 
 
 def entry(token_id: int, text: str, logprob: float | None, top: list[tuple[int, float]] | None) -> str:

@@ -96,10 +96,11 @@ class Keyring:
         digest = hash_of(secret)
         key_id = digest[:ID_DIGITS]
         with our_errors(self._jobs.where):
-            created = self._jobs.client.time()[0]
+            seconds, us = self._jobs.client.time()
+            created = seconds + us // 1000 / 1000
             record = {"sha256": digest, "tenant": tenant, "scopes": wanted, "name": name, "created_at": created}
             self._jobs.client.hset(keys.API_KEYS, key_id, json.dumps(record))
-        return NewKey(key_id, secret, tenant, wanted, name, float(created))
+        return NewKey(key_id, secret, tenant, wanted, name, created)
 
     def list(self) -> list[KeyInfo]:
         """All keys, the newest last."""

@@ -100,12 +100,14 @@ class Tenants:
             return self._tenant(name, *pipe.execute())
 
     def list(self) -> list[Tenant]:
-        """The tenants that have a weight or limits of their own or something queued, by name."""
+        """The tenants that have a key, a weight or limits of their own, or something queued; by name."""
         with our_errors(self.jobs.where), self.jobs.client.pipeline(transaction=False) as pipe:
             for key in _HASHES:
                 pipe.hgetall(key)
-            found = pipe.execute()
-        return [self._tenant(name, *(values.get(name) for values in found)) for name in sorted(set().union(*found))]
+            pipe.hvals(keys.API_KEYS)
+            *found, records = pipe.execute()
+        names = {json.loads(record)["tenant"] for record in records}.union(*found)
+        return [self._tenant(name, *(values.get(name) for values in found)) for name in sorted(names)]
 
     def change(
         self, name: str, *, weight: float | None = None, limits: Mapping[str, float | None] | None = None

@@ -22,6 +22,8 @@ local function key_queue(job) return P .. 'queue:' .. job.model .. ':' .. job.pr
 local function key_lanes(model, level) return P .. 'lanes:' .. model .. ':' .. level end
 local function key_worker(worker) return P .. 'worker:' .. worker end
 local function key_held(worker) return P .. 'held:' .. worker end
+local function key_jobs(tenant) return P .. 'jobs:' .. tenant end
+local function key_usage(tenant, day) return P .. 'usage:' .. tenant .. ':' .. day end
 
 -- The fields of a job that moves between states need, or nil when there is no such job.
 local FIELDS = {'state', 'model', 'priority', 'tenant', 'seq', 'nonce', 'attempt', 'worker', 'base', 'strikes', 'losses',
@@ -172,6 +174,35 @@ local function measure(rate, tokens, slot_ms)
   redis.call('HSET', rate, 'jobs', add(1, 1), 'tokens', add(2, tokens), 'slot_ms', add(3, slot_ms))
 end
 
+-- The date in UTC, as 2026-11-23 (days to civil dates: Howard Hinnant, chrono-compatible low-level date algorithms).
+local function today()
+  local floor = math.floor
+  local z = floor(NOW / 86400000) + 719468
+  local era = floor(z / 146097)
+  local of_era = z - era * 146097
+  local year = floor((of_era - floor(of_era / 1460) + floor(of_era / 36524) - floor(of_era / 146096)) / 365)
+  local of_year = of_era - (365 * year + floor(year / 4) - floor(year / 100))
+  local march = floor((5 * of_year + 2) / 153)
+  local month = march < 10 and march + 3 or march - 9
+  return string.format('%04d-%02d-%02d', year + era * 400 + (month <= 2 and 1 or 0), month,
+    of_year - floor((153 * march + 2) / 5) + 1)
+end
+
+-- What a job took, on its tenant's account of the day that it ends.
+local function account(job, state, tokens)
+  local day = today()
+  local key = key_usage(job.tenant, day)
+  if redis.call('HINCRBY', key, state, 1) == 1 then
+    local ttl = 86400 * tonumber(redis.call('GET', P .. 'usage_days') or 400)
+    redis.call('EXPIRE', key, ttl)
+    redis.call('SADD', P .. 'used:' .. day, job.tenant)
+    redis.call('EXPIRE', P .. 'used:' .. day, ttl)
+  end
+  if job.prompt_tokens > 0 then redis.call('HINCRBY', key, 'prompt_tokens', job.prompt_tokens) end
+  if tokens > 0 then redis.call('HINCRBY', key, 'completion_tokens', tokens) end
+  if job.base > 0 then redis.call('HINCRBY', key, 'resumed_tokens', job.base) end
+end
+
 -- The one way into a terminal state. Returns the line to announce.
 local function finish(job, state, retention, reason, fields)
   local tokens = redis.call('LLEN', key_out(job.id))
@@ -182,9 +213,10 @@ local function finish(job, state, retention, reason, fields)
   if job.charged > 0 then charge(job, (job.prompt_tokens > 0 and job.prompt_tokens or 0) + tokens - job.charged) end
   redis.call('ZREM', P .. 'deadlines', job.id)
   local bytes = int(job.bytes)
-  if redis.call('ZADD', P .. 'finished', NOW, job.id .. '|' .. bytes) == 1 then
+  if redis.call('ZADD', P .. 'finished', NOW, job.id .. '|' .. bytes .. '|' .. job.tenant) == 1 then
     redis.call('INCRBY', P .. 'finished_bytes', bytes)
   end
+  account(job, state, tokens)
   if state == 'dead' then redis.call('ZADD', P .. 'dead', NOW, job.id) end
   if job.plain then redis.call('ZADD', P .. 'undelivered', NOW + (reason == 'finish' and 5000 or 0), job.id) end
   -- The upkeep removes them at their retention; the TTL is for a farm that no longer has a keeper.

@@ -1,8 +1,9 @@
 -- Where queued jobs stand by the order of dispatch as it is, and the pace of their models. Reads only.
 -- Touches: job:, queue:, lanes:, rate:, counts:, workers, worker:.
 -- ARGV: liveness in ms, then for each job its id; or, for one that may come, '' and its model, priority and tenant.
--- Returns for each: position from 1 (0: it does not wait), slots of live workers, slots that no job runs in, tokens per
---   second of a running sequence and tokens per job of late, as text ('0': not known yet).
+-- Returns for each: position from 1 (0: it does not wait), slots of live workers, slots that no job runs in; and as text
+--   what was measured of late: tokens per second of a running sequence and tokens per job ('0': not known yet), from how
+--   many jobs, and how many seconds ago the last of them ended.
 local FEW_JOBS = 2 -- a pace is told from more than so many finished jobs
 local live, models, lanes = NOW - tonumber(ARGV[1]), {}, {}
 
@@ -14,12 +15,13 @@ local function pace_of(model)
     if about[1] == model and about[3] ~= '1' then slots = slots + tonumber(about[2] or 0) end
   end
   local counted = redis.call('HMGET', P .. 'counts:' .. model, 'dispatched', 'running')
-  local rate = redis.call('HMGET', P .. 'rate:' .. model, 'jobs', 'tokens', 'slot_ms')
+  local rate = redis.call('HMGET', P .. 'rate:' .. model, 'jobs', 'tokens', 'slot_ms', 'at')
   local jobs, tokens, slot_ms = tonumber(rate[1] or 0), tonumber(rate[2] or 0), tonumber(rate[3] or 0)
   local known = jobs > FEW_JOBS and tokens > 0
   models[model] = {slots = slots, dispatched = tonumber(counted[1] or 0),
     free = math.max(0, slots - tonumber(counted[2] or 0)),
-    per_s = known and 1000 * tokens / math.max(1, slot_ms) or 0, per_job = known and tokens / jobs or 0}
+    per_s = known and 1000 * tokens / math.max(1, slot_ms) or 0, per_job = known and tokens / jobs or 0,
+    jobs = jobs, age_s = (NOW - tonumber(rate[4] or NOW)) / 1000}
   return models[model]
 end
 
@@ -68,7 +70,8 @@ while i <= #ARGV do
   answer[#answer + 1] = position
   answer[#answer + 1] = pace.slots
   answer[#answer + 1] = pace.free
-  answer[#answer + 1] = tostring(pace.per_s)
-  answer[#answer + 1] = tostring(pace.per_job)
+  for _, value in ipairs({pace.per_s, pace.per_job, pace.jobs, pace.age_s}) do
+    answer[#answer + 1] = tostring(value)
+  end
 end
 return answer

@@ -1,6 +1,6 @@
 -- Accept jobs, all of a call's or none: write each once and queue it. Repeating it changes nothing.
 -- Touches: job:, queue:, lanes:, vtime:, vclock:, deadlines, counts:, totals, seq, wake, full, limits, waiting,
---   waiting_jobs, waiting_tokens, rate:.
+--   waiting_jobs, waiting_tokens, jobs:, rate:.
 -- ARGV: most jobs waiting in all, most jobs and most tokens of a tenant without limits of its own ('' for any number),
 --   what the caller has still to send after this call, which must fit too, as JSON {tenant: [jobs, tokens]}, or '';
 --   then nine a job: id, fingerprint, model, tenant, priority, cost in tokens, deadline in ms from now or 0,
@@ -19,8 +19,9 @@ for i = HEAD + 1, #ARGV, EACH do
     seen[id] = ARGV[i + 1]
     fresh[#fresh + 1] = i
     local model, tenant = ARGV[i + 2], ARGV[i + 3]
-    local sum = asked[tenant] or {jobs = 0, tokens = 0}
-    asked[tenant] = {jobs = sum.jobs + 1, tokens = sum.tokens + tonumber(ARGV[i + 5])}
+    local sum = asked[tenant] or {jobs = 0, tokens = 0, listed = {}}
+    sum.jobs, sum.tokens = sum.jobs + 1, sum.tokens + tonumber(ARGV[i + 5])
+    asked[tenant] = sum
     models[model] = (models[model] or 0) + 1
   end
 end
@@ -73,9 +74,15 @@ for _, i in ipairs(fresh) do
     redis.call('ZADD', P .. 'deadlines', NOW + deadline, job.id)
   end
   put_in_queue(job)
+  local listed = asked[job.tenant].listed
+  listed[#listed + 1] = seq
+  listed[#listed + 1] = job.id
 end
 for model, jobs in pairs(models) do count(model, 'queued', jobs) end
-for tenant, sum in pairs(asked) do waiting(tenant, sum.jobs, sum.tokens) end
+for tenant, sum in pairs(asked) do
+  waiting(tenant, sum.jobs, sum.tokens)
+  redis.call('ZADD', key_jobs(tenant), unpack(sum.listed))
+end
 total('submitted', #fresh)
 wake()
 return answer

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
+from farm import keys
+from farm.errors import DeadlineUnmeetable
 from tests.integration.ledger.farmhand import MODEL, Field, Hand
 
 TOKENS = 20
@@ -79,3 +83,53 @@ def test_a_job_that_does_not_wait_has_no_place(field: Field) -> None:
     standings = field.jobs.standings([running, ended, "nobody"])
     assert [standing.position for standing in standings] == [0, 0, 0]
     assert {standing.eta_s(0, 8) for standing in standings} == {None}
+
+
+def test_a_hopeless_deadline_is_refused_with_the_estimate(field: Field) -> None:
+    """A job that would take more than twice its deadline is not accepted; one that may just make it is."""
+    hand = field.worker(capacity=1)
+    work(field, hand, 12)
+    field.submit(50, max_tokens=TOKENS)  # 100 s of work
+    before = field.dump()
+    with pytest.raises(DeadlineUnmeetable, match=r"would take about 10\d s, far more than 45") as error:
+        field.submit(deadline_s=45)
+    assert (error.value.http_status, error.value.retryable) == (422, False)
+    assert error.value.eta_s == pytest.approx(102, rel=0.05)
+    assert error.value.deadline_s == 45
+    assert field.dump() == before
+    field.submit(deadline_s=55)
+    field.submit(deadline_s=45, priority="high")
+    again = pickle.loads(pickle.dumps(error.value))  # noqa: S301
+    assert (str(again), again.eta_s) == (str(error.value), error.value.eta_s)
+
+
+def test_a_list_waits_for_itself(field: Field) -> None:
+    """The last of many jobs with a deadline has those before it to wait for; one that is too late refuses them all."""
+    work(field, field.worker(capacity=1), 12)
+    before = field.dump()
+    with pytest.raises(DeadlineUnmeetable):
+        field.submit(30, deadline_s=10)
+    assert field.dump() == before
+    assert len(field.submit(5, deadline_s=10)) == 5
+
+
+def test_a_job_that_is_there_is_not_refused(field: Field) -> None:
+    """A repetition of a submission is answered, however hopeless its deadline has become."""
+    work(field, field.worker(capacity=1), 12)
+    placed = field.place(job_id="mine", deadline_s=10)
+    field.jobs.submit([placed])
+    field.submit(50, priority="high")
+    assert field.jobs.submit([placed]) == [False]
+
+
+@pytest.mark.parametrize("why", ["few jobs", "long ago", "nobody works"])
+def test_a_deadline_is_not_refused_on_a_guess(field: Field, why: str) -> None:
+    """Too few jobs, an old measurement or no live worker: then nothing is known, and the job is accepted."""
+    hand = field.worker(capacity=1)
+    work(field, hand, 4 if why == "few jobs" else 12)
+    if why == "long ago":
+        field.client.hincrby(keys.rate(MODEL), "at", -61_000)
+    if why == "nobody works":
+        field.later(10_000)
+    field.submit(50)
+    assert field.submit(deadline_s=1)

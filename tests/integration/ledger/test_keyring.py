@@ -134,8 +134,10 @@ def test_a_key_may_bring_its_tenants_weight_and_limits(ring: Keyring, jobs: Jobs
     """Weight and limits given with a key are its tenant's, whatever other keys that has."""
     ring.create("ann", weight=3, limits={"queued_jobs": 10})
     ring.create("ann")
-    ann = Tenants(jobs).get("ann")
-    assert (ann.weight, ann.limits.queued_jobs, ann.own) == (3, 10, ("queued_jobs",))
+    ring.create("ben")
+    ann, ben = Tenants(jobs).list()
+    assert (ann.name, ann.weight, ann.limits.queued_jobs, ann.own) == ("ann", 3, 10, ("queued_jobs",))
+    assert (ben.name, ben.weight, ben.own) == ("ben", 1, ())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""A tenant's jobs, page by page, the newest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from farm import keys
+from farm.connection import our_errors
+from farm.contracts import JobState
+from farm.errors import InvalidRequest
+from farm.ledger.jobs import Jobs
+from farm.ledger.tenants import check_name
+from farm.results import JobView
+
+MOST = 100
+LOOKS = 1_000  # jobs that one call looks at to find those in a state
+STEP = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a tenant's jobs. ``next_after`` leads to the next page; None after the last one.
+
+    A page may hold fewer jobs than asked for, or none, and still have a next one: a search among many gives up early.
+    """
+
+    views: list[JobView]
+    next_after: str | None
+
+
+def list_jobs(
+    jobs: Jobs, tenant: str, *, state: JobState | None = None, after: str | None = None, limit: int = 20
+) -> Page:
+    """A tenant's jobs in order of submission, the newest first; only those in ``state``, if one is given.
+
+    after: ``next_after`` of the page before; jobs that came meanwhile are not on it, and none is on two pages. Those in
+    ``queued`` include the dispatched ones. Raises InvalidRequest (tenant, limit, after), ServerUnreachable.
+    """
+    check_name(tenant)
+    if not 1 <= limit <= MOST:
+        raise InvalidRequest("limit", f"{limit} is out of range; give 1 to {MOST}")
+    if after is not None and not (after.isascii() and after.isdigit() and len(after) < 17):
+        raise InvalidRequest("after", f"{after[:60]!r} is no place in a list; give next_after of the page before")
+    found, place, is_last = _find(jobs, tenant, state, after, limit)
+    views = [view for view in jobs.views(found) if view is not None]
+    return Page(views, None if is_last else place)
+
+
+def _find(
+    jobs: Jobs, tenant: str, state: JobState | None, after: str | None, limit: int
+) -> tuple[list[str], str | None, bool]:
+    """Ids of up to ``limit`` jobs, the place of the last job looked at, and whether it is the last there is."""
+    found: list[str] = []
+    looks, place = 0, after
+    while looks < LOOKS:
+        # One more than needed tells whether there is a next page.
+        count = limit - len(found) + 1 if state is None else STEP
+        seen = _look(jobs, tenant, place, count)
+        for job_id, seq, shown in seen:
+            if len(found) == limit:
+                return found, place, False
+            place = str(seq)
+            if shown is not None and state in (None, shown):
+                found.append(job_id)
+        looks += len(seen)
+        if len(seen) < count:
+            return found, place, True
+    return found, place, False
+
+
+def _look(jobs: Jobs, tenant: str, place: str | None, count: int) -> list[tuple[str, int, JobState | None]]:
+    """The next jobs below a place: id, place and the state that people see.
+
+    The state is None for what is no job of this tenant's any more; that is taken off the list.
+    """
+    with our_errors(jobs.where), jobs.client.pipeline(transaction=False) as pipe:
+        upto = "+inf" if place is None else f"({place}"
+        pipe.zrevrangebyscore(keys.jobs(tenant), upto, "-inf", start=0, num=count, withscores=True)
+        [ids] = pipe.execute()
+        for job_id, _ in ids:
+            pipe.hmget(keys.job(job_id), "state", "tenant")
+        answers = pipe.execute()
+        seen = [
+            (job_id, int(seq), _shown(state) if owner == tenant else None)
+            for (job_id, seq), (state, owner) in zip(ids, answers, strict=True)
+        ]
+        for _, seq, shown in seen:
+            if shown is None:
+                # By its place: the id may be there again at another one by now.
+                pipe.zremrangebyscore(keys.jobs(tenant), seq, seq)
+        pipe.execute()
+    return seen
+
+
+def _shown(state: str) -> JobState:
+    return JobState.QUEUED if state == JobState.DISPATCHED else JobState(state)
