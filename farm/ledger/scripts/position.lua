@@ -1,11 +1,12 @@
 -- Where queued jobs stand by the order of dispatch as it is, and the pace of their models. Reads only.
 -- Touches: job:, queue:, lanes:, rate:, counts:, workers, worker:.
 -- ARGV: liveness in ms, then for each job its id; or, for one that may come, '' and its model, priority and tenant.
--- Returns for each: position from 1 (0: it does not wait), slots of live workers, slots that no job runs in; and as text
---   what was measured of late: tokens per second of a running sequence and tokens per job ('0': not known yet), from how
---   many jobs, and how many seconds ago the last of them ended.
+-- Returns three lists: for each job its position from 1 (0: it does not wait); for each the number of its pace; and the
+--   paces: slots of live workers, slots that no job runs in; and as text what was measured of late: tokens per second of
+--   a running sequence and tokens per job ('0': not known yet), from how many jobs, and how many seconds ago the last
+--   of them ended.
 local FEW_JOBS = 2 -- a pace is told from more than so many finished jobs
-local live, models, lanes = NOW - tonumber(ARGV[1]), {}, {}
+local live, models, lanes, paces = NOW - tonumber(ARGV[1]), {}, {}, {}
 
 local function pace_of(model)
   if models[model] then return models[model] end
@@ -18,10 +19,12 @@ local function pace_of(model)
   local rate = redis.call('HMGET', P .. 'rate:' .. model, 'jobs', 'tokens', 'slot_ms', 'at')
   local jobs, tokens, slot_ms = tonumber(rate[1] or 0), tonumber(rate[2] or 0), tonumber(rate[3] or 0)
   local known = jobs > FEW_JOBS and tokens > 0
-  models[model] = {slots = slots, dispatched = tonumber(counted[1] or 0),
-    free = math.max(0, slots - tonumber(counted[2] or 0)),
-    per_s = known and 1000 * tokens / math.max(1, slot_ms) or 0, per_job = known and tokens / jobs or 0,
-    jobs = jobs, age_s = (NOW - tonumber(rate[4] or NOW)) / 1000}
+  local free = math.max(0, slots - tonumber(counted[2] or 0))
+  local measured = {known and 1000 * tokens / math.max(1, slot_ms) or 0, known and tokens / jobs or 0, jobs,
+    (NOW - tonumber(rate[4] or NOW)) / 1000}
+  for n, value in ipairs(measured) do measured[n] = tostring(value) end
+  paces[#paces + 1] = {slots, free, unpack(measured)}
+  models[model] = {number = #paces, dispatched = tonumber(counted[1] or 0)}
   return models[model]
 end
 
@@ -51,7 +54,7 @@ local function position_of(job, rank)
   return ahead + 1
 end
 
-local answer, i = {}, 2
+local positions, numbers, i = {}, {}, 2
 while i <= #ARGV do
   local job, position, rank = nil, 0, 0
   if ARGV[i] == '' then
@@ -66,12 +69,7 @@ while i <= #ARGV do
   end
   -- The message of a dispatched job is out: it runs in a moment.
   if job.state == 'dispatched' then position = 1 elseif job.state == 'queued' then position = position_of(job, rank) end
-  local pace = pace_of(job.model)
-  answer[#answer + 1] = position
-  answer[#answer + 1] = pace.slots
-  answer[#answer + 1] = pace.free
-  for _, value in ipairs({pace.per_s, pace.per_job, pace.jobs, pace.age_s}) do
-    answer[#answer + 1] = tostring(value)
-  end
+  positions[#positions + 1] = position
+  numbers[#numbers + 1] = pace_of(job.model).number
 end
-return answer
+return {positions, numbers, paces}
