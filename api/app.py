@@ -41,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     add = app.add_api_route
     add("/v1/jobs", jobs.submit, methods=["POST"], **operations.SUBMIT)
+    add("/v1/jobs", jobs.list, methods=["GET"], **operations.LIST)
     add("/v1/jobs/{job_id}", jobs.read, methods=["GET"], **operations.READ)
     add("/v1/jobs/{job_id}/cancel", jobs.cancel, methods=["POST"], **operations.CANCEL)
     add("/v1/jobs/{job_id}/events", events.follow, methods=["GET"], **operations.EVENTS)
@@ -83,7 +84,7 @@ class Api(FastAPI):
         self.state.service = service
 
     def build_middleware_stack(self) -> ASGIApp:
-        return Gate(self.router)
+        return Gate(self.router, logs_requests=self.state.settings.logs.level == "DEBUG")
 
     def openapi(self) -> dict[str, Any]:
         """The document, completed with what FastAPI can't see."""

@@ -6,6 +6,7 @@ No answer names the farm's inner addresses, and none repeats a prompt.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from starlette.exceptions import HTTPException
 
@@ -108,15 +109,12 @@ def answer_to(error: FarmError) -> Answer:
     return _answer(status, message, error.code, param, headers)
 
 
-def answer_to_http(error: HTTPException) -> Answer:
-    """The answer for a path or method that there is not."""
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    message = {
-        404: "there is nothing at this path; /docs lists what there is",
-        405: "this path does not know this method; the Allow header names those it knows",
-    }.get(error.status_code, error.detail)
-    headers = [(name.lower().encode(), text.encode()) for name, text in (error.headers or {}).items()]
-    return _answer(error.status_code, message, code, None, headers)
+def answer_to_http(error: HTTPException, methods: Collection[str]) -> Answer:
+    """The answer for a path or method that there is not. methods: those that the path knows."""
+    if error.status_code == 405:
+        known = ", ".join(sorted(methods))
+        return _answer(405, f"this path knows only {known}", "method_not_allowed", None, [(b"allow", known.encode())])
+    return _answer(404, "there is nothing at this path; /docs shows what there is", "not_found", None)
 
 
 def answer_to_bug() -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from api import schemas
 from api.openapi import ETAG, LOCATION, REQUEST_ID, RETRY_AFTER, answer, error, operation, parameter, ref
 from api.requests import MAX_KEY_CHARS, MAX_WAIT_S
+from farm.ledger.listing import MOST as MAX_PAGE
 
 ID_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 DESCRIPTION = """Large language models over a durable queue: a job that was accepted is answered, whatever dies on
@@ -150,6 +151,20 @@ With `If-None-Match` and an unchanged job the answer is 304.""",
             {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": 0},
         ),
         parameter("header", "If-None-Match", "An ETag of an earlier answer.", {"type": "string"}),
+    ],
+)
+
+LIST = operation(
+    "list",
+    "List jobs",
+    "The tenant's jobs, the newest first; `next` leads to the next page. None is on two pages, and none is left out.",
+    {200: answer(schemas.JobPage, "The jobs.", {"jobs": [schemas.job_example()], "next": None}), **BAD, **DOORS},
+    parameters=[
+        parameter("query", "state", "Only jobs in this state.", {"enum": list(schemas.STATES)}),
+        parameter("query", "after", "`next` of the page before.", {"type": "string", "pattern": r"^\d{1,16}$"}),
+        parameter(
+            "query", "limit", "At most so many.", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 20}
+        ),
     ],
 )
 

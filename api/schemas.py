@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.contracts import MAX_PROMPT_CHARS, Priority, Request
 
 MAX_LIST = 1_000
-MAX_PAGE = 200
 JOB_ID = "01a2074b-2973-7ac8-abe4-299e65e00858"
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired", "dead"]
+STATES: tuple[State, ...] = get_args(State)
 
 
 class _Shape(BaseModel):
@@ -125,7 +125,7 @@ class Job(_Shape):
 
 
 class JobPage(_Shape):
-    """Some jobs, the newest first."""
+    """Some jobs, the newest first. A search among many gives up early: fewer than asked for need not be the last."""
 
     jobs: list[Job]
     next: str | None

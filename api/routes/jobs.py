@@ -11,16 +11,17 @@ from api.admission import Admission
 from api.answers import Answer, Header, encode
 from api.auth import Guard
 from api.requests import MAX_WAIT_S, Call, number
-from api.schemas import State, urls_of
+from api.schemas import STATES, urls_of
 from api.service import Service, Written
 from farm.contracts import JobState
-from farm.errors import InvalidRequest
+from farm.errors import InvalidRequest, nearest
 from farm.ledger.jobs import Submission
+from farm.ledger.listing import MOST as MAX_PAGE
+from farm.ledger.listing import list_jobs
 from farm.results import JobView
 
 POLL_S = (1, 30)  # least and most that a client is told to wait before it asks again
 PAGE = 20
-STATES: tuple[str, ...] = State.__args__  # type: ignore[attr-defined]
 # What a job is may be kept by whoever asked for it, and asked for again by its tag.
 CACHE: Header = (b"cache-control", b"private, no-cache")
 
@@ -54,6 +55,28 @@ class JobRoutes:
         if wait_s and not view.state.is_terminal:
             view = await self._service.ended(view.id, wait_s)
         return answer_with(view, call.head.get(b"if-none-match"))
+
+    async def list(self, call: Call) -> Answer:
+        """A tenant's jobs, the newest first."""
+        tenant = await self._guard.admit(call, "read")
+        query = call.query("state", "after", "limit")
+        state = query.get("state")
+        if state is not None and state not in STATES:
+            raise InvalidRequest("state", f"{state[:60]!r} is no state{nearest(state[:60], STATES)}")
+        limit = query.get("limit", str(PAGE))
+        if not limit.isascii() or not limit.isdigit() or len(limit) > 9:
+            raise InvalidRequest("limit", f"{limit[:60]!r} is no number of jobs; give 1 to {MAX_PAGE}")
+        page = await self._service.call(
+            list_jobs,
+            self._service.jobs,
+            tenant,
+            state=None if state is None else JobState(state),
+            after=query.get("after"),
+            limit=int(limit),
+        )
+        return Answer(
+            encode({"jobs": [body_of(view) for view in page.views], "next": page.next_after}), headers=[CACHE]
+        )
 
     async def cancel(self, call: Call) -> Answer:
         """End a job, unless it has ended."""
