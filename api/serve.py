@@ -20,13 +20,13 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from api.app import create_app
-from api.auth import needs_key
 from farm import logs
-from farm.errors import FarmError, SettingsError
-from farm.listening import is_loopback, listen
+from farm.errors import FarmError
+from farm.listening import listen
 from farm.local.discover import discover
-from farm.local.environ import child_environ, with_values
+from farm.local.environ import child_environ
 from farm.local.tether import tie
+from farm.rest import check_exposure, with_keys
 from farm.settings import Settings, load_settings
 
 BACKLOG = 2048
@@ -36,32 +36,14 @@ KEEP_ALIVE_S = 75  # longer than a load balancer's minute, so that it is never w
 def main() -> None:
     """Serve until terminated. An address or setting that can't be used is one line, and status 1."""
     try:
-        settings = load_settings()
-        settings = discover(with_keys(settings))
-        check(settings)
+        settings = discover(with_keys(load_settings()))
+        check_exposure(settings.api)
         logs.setup(settings.logs)
         listener = listen(settings.api.host, settings.api.port, "FARM_API__PORT")
     except FarmError as error:
         sys.exit(f"farm api: {error}")
     with listener:
         serve(settings, listener)
-
-
-def with_keys(settings: Settings) -> Settings:
-    """The settings with ``api.keys`` decided. Ask before a server is discovered: one that is named is not local."""
-    if settings.api.keys != "auto":
-        return settings
-    is_local = settings.redis.url is None and is_loopback(settings.api.host)
-    return with_values(settings, api={"keys": "local" if is_local else "required"})
-
-
-def check(settings: Settings) -> None:
-    """Raise SettingsError for an API without keys that other machines could reach."""
-    if not needs_key(settings) and not is_loopback(settings.api.host):
-        raise SettingsError(
-            f"FARM_API__KEYS=local on {settings.api.host} would serve everyone who reaches this machine; "
-            "listen on 127.0.0.1, or set it to required and make keys with: farm keys create"
-        )
 
 
 def serve(settings: Settings, listener: socket.socket) -> None:
