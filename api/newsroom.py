@@ -63,7 +63,8 @@ class Newsroom:
         self._reader = reader
         self._watch = watch
         self._most = most
-        self._listeners: set[Listener] = set()
+        self.listeners: set[Listener] = set()
+        """For reading only."""
         self._post: deque[tuple[Listener, News]] = deque()
         self._is_woken = False
         self._is_stopping = False
@@ -82,7 +83,7 @@ class Newsroom:
 
     async def enter(self, job_id: str, start: int | None = None) -> Listener:
         """Begin to listen. Raises StreamsFull, ServerUnreachable."""
-        if len(self._listeners) >= self._most:
+        if len(self.listeners) >= self._most:
             raise StreamsFull(f"{self._most:,} requests wait for news here already; try again, or ask without waiting")
         listener = Listener()
         loop = asyncio.get_running_loop()
@@ -95,7 +96,7 @@ class Newsroom:
                     loop.call_soon_threadsafe(self._deliver)
 
         listener.watch = Watch(job_id, tell, start=start)
-        self._listeners.add(listener)
+        self.listeners.add(listener)
         try:
             await self._watch(listener.watch)
         except BaseException:
@@ -108,14 +109,14 @@ class Newsroom:
     def exit(self, listener: Listener) -> None:
         """Listen no more. May be called twice."""
         listener.leave()
-        self._listeners.discard(listener)
+        self.listeners.discard(listener)
         if listener.watch is not None:
             self._reader.unwatch([listener.watch])
 
     def stop(self) -> None:
         """Send everybody home: the server stops, and they can ask another."""
         self._is_stopping = True
-        for listener in list(self._listeners):
+        for listener in list(self.listeners):
             listener.leave()
 
     @property

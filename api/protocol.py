@@ -16,6 +16,8 @@ from uvicorn.server import ServerState
 from api.errors import error_body
 from farm.settings import ApiSettings
 
+LINGER_S = 2.0
+
 
 class Protocol(HttpToolsProtocol):
     """One connection. The app's lifespan says what holds: ``api``, the settings, and ``stop``, to call at the end."""
@@ -33,6 +35,7 @@ class Protocol(HttpToolsProtocol):
         self._request_s = settings.request_s
         self._head_bytes = 0
         self._is_in_head = True
+        self._is_refused = False
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
 
@@ -46,6 +49,8 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         if self._is_in_head:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -119,7 +124,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Answer by ourselves, and close."""
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         body = error_body(message, "invalid_request_error", code)
         head = [
@@ -129,8 +134,13 @@ class Protocol(HttpToolsProtocol):
             b"x-request-id: %s\r\n" % os.urandom(12).hex().encode(),
             b"connection: close\r\n\r\n",
         ]
+        self._stop_timer()
+        self._is_refused = True
         self.transport.write(b"".join([*head, body]))
-        self.transport.close()
+        # Closing over what it still sends would reset the connection, and the client would never read why.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._timer = self.loop.call_later(LINGER_S, self.transport.abort)
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self._request_s, self._is_late)

@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -50,8 +51,20 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve on a bound socket until terminated."""
     os.environ.update(child_environ(settings))  # what processes to come go by
     _allow_many_files()
-    config = uvicorn.Config(
-        "api.serve:make_app",
+    config = config_of(settings, "api.serve:make_app")
+    if config.workers == 1:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Uvicorn raises the signal again when it has stopped; that is no reason to end as if killed.
+            signal.signal(number, lambda _number, _frame: None)
+        uvicorn.Server(config).run(sockets=[listener])
+    else:
+        Multiprocess(config, sockets=[listener]).run()
+
+
+def config_of(settings: Settings, factory: str | Callable[[], FastAPI]) -> uvicorn.Config:
+    """How uvicorn serves the app that ``factory`` makes in each process."""
+    return uvicorn.Config(
+        factory,
         factory=True,
         workers=settings.api.processes,
         http="api.protocol:Protocol",
@@ -66,13 +79,6 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.api.stop_s),
     )
-    if config.workers == 1:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Uvicorn raises the signal again when it has stopped; that is no reason to end as if killed.
-            signal.signal(number, lambda _number, _frame: None)
-        uvicorn.Server(config).run(sockets=[listener])
-    else:
-        Multiprocess(config, sockets=[listener]).run()
 
 
 def make_app() -> FastAPI:

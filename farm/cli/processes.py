@@ -93,9 +93,9 @@ def api(
     Requests need a key (farm keys create), but for the farm that farm up runs on this machine. SIGTERM or Ctrl-C ends
     it: what it has begun is answered, and whoever follows a job is told to come back.
     """
-    settings = with_values(load_settings(), api=given(host=host, port=port, processes=processes))
-    keys = rest.with_keys(settings).api.keys
-    settings = with_values(reachable_settings(), api={**dict(settings.api), "keys": keys})
+    # Whether keys are needed must be asked before the server is found: a local farm names none.
+    wanted = rest.with_keys(with_values(load_settings(), api=given(host=host, port=port, processes=processes)))
+    settings = reachable_settings().model_copy(update={"api": wanted.api})
     rest.check_exposure(settings.api)
     rest.check_start(settings.api)
     if not as_json:
