@@ -16,13 +16,12 @@ from pathlib import Path
 
 import httpx2
 import psutil
-import pytest
 
 from farm.ledger.jobs import Jobs
 from farm.listening import listen
 from farm.settings import Settings
 from tests.api.conftest import WEB, follow, json_of, submit
-from tests.commands import environ, farm, running, wait_until_gone
+from tests.commands import environ, farm, is_alive, running, wait_until_gone
 from tests.conftest import wait_until
 from tests.farmhand import Farmhand, text_of
 
@@ -60,9 +59,8 @@ def api_process(settings: Settings, folder: Path, **more: object) -> Iterator[Ap
     """Start the API and wait until it answers; killed at the end with all that it started."""
     assert settings.redis.url is not None
     port, log_path = more.pop("API__PORT", None) or free_port(), folder / "api.log"
-    env = environ(
-        **{"REDIS__URL": settings.redis.url.get_secret_value(), "API__PORT": port, "API__KEYS": "local", **more}
-    )
+    own = {"REDIS__URL": settings.redis.url.get_secret_value(), "API__PORT": port, "API__KEYS": "local"}
+    env = environ(**{**own, **more})
     with log_path.open("ab") as log:
         command = [sys.executable, "-W", "error", "-m", "api"]
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -133,7 +131,7 @@ def test_several_processes_share_a_port(api_settings: Settings, jobs: Jobs, tmp_
         parent = psutil.Process(api.process.pid)
 
         def servers() -> list[psutil.Process]:
-            return [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
+            return [child for child in parent.children() if is_alive(child) and "spawn_main" in str(child.cmdline())]
 
         wait_until(lambda: len(servers()) == 2, why="two processes")
         family = servers()
@@ -189,8 +187,7 @@ def test_what_can_not_start_says_so_in_a_line(settings: Settings, tmp_path: Path
     assert farm("api", LOCAL__STATE_DIR=tmp_path).code == 3
 
 
-@pytest.mark.parametrize("name", ["api"])
-def test_up_starts_it(tmp_path: Path, name: str) -> None:
+def test_up_starts_it(tmp_path: Path) -> None:
     """farm up answers HTTP without a key, says where, and starts the API again when it dies."""
     with running(tmp_path, "--no-flower") as up:
         url = up.ready["api_url"]
@@ -199,7 +196,7 @@ def test_up_starts_it(tmp_path: Path, name: str) -> None:
         assert f"API {url}" in farm("status", **up.settings).out
         asked = {"prompt": "A goat", "max_tokens": 2}
         assert WEB.post(f"{url}/v1/jobs", json=asked, headers={"Prefer": "wait=30"}).status_code == 200
-        os.kill(up.ready["pids"][name], signal.SIGKILL)
+        os.kill(up.ready["pids"]["api"], signal.SIGKILL)
         assert [up.next()["event"] for _ in range(2)] == ["ended", "restarted"]
         note = lambda: json.loads((tmp_path / "farm.json").read_text())["api_url"]  # noqa: E731
         wait_until(lambda: _answers(note()), why="the API to be back")
