@@ -83,8 +83,8 @@ def config_of(settings: Settings, factory: str | Callable[[], FastAPI]) -> uvico
 
 def make_app() -> FastAPI:
     """The app of one process, by its environment."""
-    if multiprocessing.parent_process() is not None:
-        tie(signal.SIGTERM, os.getppid())
+    if (first := multiprocessing.parent_process()) is not None and first.pid is not None:
+        tie(signal.SIGTERM, first.pid)
     settings = load_settings()
     logs.setup(settings.logs)
     return create_app(settings)
