@@ -8,16 +8,29 @@ from api.requests import MAX_KEY_CHARS, MAX_WAIT_S
 from farm.ledger.listing import MOST as MAX_PAGE
 
 ID_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-DESCRIPTION = """Large language models over a durable queue: a job that was accepted is answered, whatever dies on
-the way.
-
-Submit a prompt and get a job; wait for it, follow its text as it is generated, or ask later. Errors are
-`{"error": {"message", "type", "param", "code"}}`; `param` names the field. Every answer has an `x-request-id`.
+HERE = "http://127.0.0.1:8000"  # stands for the server's own address wherever the document is shown
+KEY = ' -H "Authorization: Bearer $FARM_API_KEY"'  # goes after this in examples, if keys are needed:
+BEFORE_KEY = "curl -sS"
+DESCRIPTION = f"""Large language models over a durable queue: a job that was accepted is answered, whatever dies on the
+way. Submit a prompt and get a job; wait for it, follow its text as it is generated, or ask later.
 
 ```sh
-curl -s http://127.0.0.1:8000/v1/jobs -H 'Content-Type: application/json' -H 'Prefer: wait=30' \\
-  -d '{"prompt": "Once upon a time", "max_tokens": 32}'
+curl -sS {HERE}/v1/jobs -H 'Content-Type: application/json' -H 'Prefer: wait=30' \\
+  -d '{{"prompt": "Once upon a time", "max_tokens": 32}}'
 ```
+
+Or without waiting:
+
+```sh
+JOB=$(curl -sS {HERE}/v1/jobs -H 'Content-Type: application/json' -H 'Idempotency-Key: order-7' \\
+  -d '{{"prompt": "Every morning the farmer", "max_tokens": 64}}' |
+  python3 -c 'import json, sys; print(json.load(sys.stdin)["id"])')
+curl -sS -N {HERE}/v1/jobs/$JOB/events
+curl -sS "{HERE}/v1/jobs/$JOB?wait=30"
+```
+
+Errors are `{{"error": {{"message", "type", "param", "code"}}}}`; `param` names the field. Every answer has
+an `x-request-id`.
 """
 
 DOORS = {
@@ -176,6 +189,16 @@ CANCEL = operation(
     parameters=[JOB_ID],
 )
 
+EVENT = {
+    "description": "One event. `data` is JSON.",
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": r"^\d+(\.end)?$"},
+        "event": {"enum": ["tokens", "end", "resume", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
 EVENTS = operation(
     "events",
     "Follow a job",
@@ -189,7 +212,7 @@ and whichever worker generates.""",
             "description": "The events.",
             "content": {
                 "text/event-stream": {
-                    "schema": {"type": "string"},
+                    "schema": EVENT,
                     "example": (
                         'retry: 1000\n\nid: 4\nevent: tokens\ndata: {"index":4,"text":", there was"}\n\n'
                         f'id: 5.end\nevent: end\ndata: {{"index":5,"text":" a goat.","id":"{schemas.JOB_ID}",'

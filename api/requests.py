@@ -15,7 +15,7 @@ from farm.errors import InvalidRequest, nearest
 MAX_DEPTH = 8
 MAX_WAIT_S = 60.0
 MAX_KEY_CHARS = 255
-_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?\Z")
+_NUMBER = re.compile(r"\d+(\.\d+)?([eE][+-]?\d+)?\Z", re.ASCII)
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
 _VISIBLE = re.compile(r"[!-~]+\Z")
 

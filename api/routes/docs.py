@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from importlib import resources
 
@@ -10,8 +11,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from api.answers import Answer, Header
+from api.auth import needs_key
+from api.operations import BEFORE_KEY, HERE, KEY
 from api.requests import Call
 
+_HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}\Z")
 ASSETS = {"swagger-ui-bundle.js": b"text/javascript", "swagger-ui.css": b"text/css"}
 PAGE = b"""<!doctype html>
 <html lang="en">
@@ -47,6 +51,7 @@ class DocsRoutes:
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
+        self._text: bytes | None = None
 
     async def page(self, call: Call) -> Answer:
         """Swagger UI over this server's own OpenAPI document."""
@@ -63,9 +68,18 @@ class DocsRoutes:
         return Answer(_file(name), headers=[DAY], media=ASSETS[name])
 
     async def openapi(self, call: Call) -> Answer:
-        """The OpenAPI document."""
-        del call
-        return Answer(orjson.dumps(self._app.openapi()))
+        """The OpenAPI document, with examples that work where it is read."""
+        host = call.header(b"host") or ""
+        here = f"{call.scope['scheme']}://{host}" if _HOST.match(host) else HERE
+        return Answer(self._document().replace(HERE.encode(), here.encode()))
+
+    def _document(self) -> bytes:
+        if self._text is None:
+            text = orjson.dumps(self._app.openapi())
+            if needs_key(self._app.state.settings):
+                text = text.replace(BEFORE_KEY.encode(), BEFORE_KEY.encode() + orjson.dumps(KEY)[1:-1])
+            self._text = text
+        return self._text
 
 
 @lru_cache(maxsize=len(ASSETS))

@@ -41,7 +41,7 @@ HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
-_LAST_ID = re.compile(r"(\d{1,9})(\.end)?\Z")
+_LAST_ID = re.compile(r"(\d{1,9})(\.end)?\Z", re.ASCII)
 _AT_END = ("id", "state", "finish_reason", "usage", "error")
 
 
@@ -140,7 +140,7 @@ class EventStream(Response):
 
 def last_id(text: str | None) -> tuple[int, bool]:
     """The token index in a Last-Event-ID, and whether the client has seen the end. Raises InvalidRequest."""
-    if text is None or text == "":
+    if text is None:
         return 0, False
     if (found := _LAST_ID.match(text)) is None:
         raise InvalidRequest("Last-Event-ID", f"{text[:60]!r} is no id of an event here; send the last one you got")
