@@ -13,12 +13,13 @@ import pytest
 from farm.ledger.jobs import Jobs
 from farm.local.environ import with_values
 from farm.settings import Settings
-from tests.api.conftest import WEB, Served, serving
+from tests.api.conftest import WEB, Serve, Served, serving
 from tests.conftest import tool
 from tests.farmhand import Farmhand
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/rest.md",)
+PAGE = ROOT / "docs" / "rest.md"
+HERE = "http://127.0.0.1:8000"
 
 
 @pytest.fixture
@@ -89,6 +90,20 @@ def test_examples_of_the_docs_work_when_pasted(
             assert ("FARM_API_KEY" in block) == (keys == "required")
             said = run(block, secret)
             assert '"state":"succeeded"' in said
+
+
+def test_examples_of_the_page_work_when_pasted(serve: Serve, api_settings: Settings, jobs: Jobs) -> None:
+    """Every curl of docs/rest.md, in its order."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    code = [line.removeprefix("    ") for line in lines if line.startswith("    ")]
+    script = "\n".join(line for line in code if re.match(r"JOB=|curl -sS|  -d ", line))
+    assert script.count("curl -sS") == 10
+    with serve() as api, Farmhand(api_settings):
+        said = run(script.replace(HERE, api.url), "")
+    assert said.count('"state":"queued"') == 3
+    assert '"state":"succeeded"' in said
+    assert "event: end" in said
+    assert '"error":{' not in said
 
 
 def run(script: str, secret: str) -> str:
