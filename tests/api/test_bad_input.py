@@ -83,8 +83,8 @@ async def test_a_defect_is_told_and_logged_without_a_word_of_it(
 ) -> None:
     """What nobody foresaw is a 500 with an id, under which the log says where; what was said is in neither."""
 
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("Xyzzy said the goat")
+    def broken(values: dict[str, str]) -> None:
+        raise RuntimeError(values["prompt"])
 
     monkeypatch.setattr("api.admission.parse_request", broken)
     answer = await web.post("/v1/jobs", json={"prompt": "Xyzzy"}, headers={"X-Request-ID": "mine"})
