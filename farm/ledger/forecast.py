@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FIELDS = 7  # of a job in what position.lua answers
+FIELDS = 8  # of a job in what position.lua answers
 # A deadline is refused only if the estimate is twice as long, the pace was told from at least so many jobs, and the
 # last of them ended within a minute or two of their usual times: when everything is refused nothing is measured any
 # more, and an old pace must not shut the farm.
@@ -42,10 +42,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a job stands. Position 1 goes next; 0 does not wait."""
+    """Where a job stands. Position 1 goes next; 0 does not wait. ``ahead_tokens`` are to be generated before it."""
 
     position: int
     pace: Pace
+    ahead_tokens: float
 
     def eta_s(self, least: int, most: int, *, later: int = 0) -> float | None:
         """Seconds until a job that generates ``least`` to ``most`` tokens has ended; None when nothing can be said.
@@ -55,9 +56,12 @@ class Standing:
         pace = self.pace
         if not self.position or not pace.slots or not pace.tokens_per_s:
             return None
-        rounds = max(0, self.position + later - pace.free) / pace.slots
         own = min(most, max(least, pace.tokens_per_job))
-        return round((rounds * pace.tokens_per_job + own) / pace.tokens_per_s, 1)
+        wait = 0.0
+        if self.position + later > pace.free:
+            # A slot must become free, too: with none free, that of one more job.
+            wait = max(0.0, self.ahead_tokens + (1 + later - pace.free) * pace.tokens_per_job) / pace.slots
+        return round((wait + own) / pace.tokens_per_s, 1)
 
     def too_late_s(self, least: int, most: int, deadline_s: float, *, later: int = 0) -> float | None:
         """The estimate, if a deadline can't be met by far; None if it may be, or too little is known to say so."""
@@ -71,6 +75,6 @@ def read(answer: Sequence[object]) -> list[Standing]:
     """What position.lua answered."""
     found = []
     for start in range(0, len(answer), FIELDS):
-        position, slots, free, *measured = map(str, answer[start : start + FIELDS])
-        found.append(Standing(int(position), Pace(int(slots), int(free), *map(float, measured))))
+        position, slots, free, ahead, *measured = map(str, answer[start : start + FIELDS])
+        found.append(Standing(int(position), Pace(int(slots), int(free), *map(float, measured)), float(ahead)))
     return found

@@ -79,7 +79,6 @@ class Jobs:
         # How long a write that must not be lost may take to reach the disk; None: nobody waits for it.
         self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.durability == "fsync" else None
         self._retention_ms = int(settings.limits.retention_s * 1000)
-        self._live_ms = int(settings.keeper.liveness_s * 1000)
 
     def place(
         self,
@@ -182,12 +181,18 @@ class Jobs:
         """Where jobs stand in line, in the order given."""
         found: list[Standing] = []
         for start in range(0, len(job_ids), SUBMIT_CHUNK):
-            found += read(self.scripts.call("position", self._live_ms, *job_ids[start : start + SUBMIT_CHUNK]))
+            found += self._positions(*job_ids[start : start + SUBMIT_CHUNK])
         return found
 
     def newcomer(self, model: str, priority: Priority, tenant: str) -> Standing:
         """Where a job would stand that came now."""
-        return read(self.scripts.call("position", self._live_ms, "", model, priority, tenant))[0]
+        [standing] = self._positions("", model, priority, tenant)
+        return standing
+
+    def _positions(self, *wanted: str) -> list[Standing]:
+        settings = self.settings
+        live_ms = int(settings.keeper.liveness_s * 1000)
+        return read(self.scripts.call("position", live_ms, settings.limits.high_lead_tokens, *wanted))
 
     def views(self, job_ids: Sequence[str]) -> list[JobView | None]:
         """Many jobs in one round trip; None for each that is not there."""
