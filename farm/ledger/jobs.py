@@ -16,8 +16,8 @@ import redis
 from farm import keys
 from farm.connection import address, connect, our_errors
 from farm.contracts import SAFE_NAME, JobState, Priority, Request, fingerprint, keyed_job_id, model_name
-from farm.errors import IdempotencyConflict, InvalidRequest, JobGone, JobNotFound, nearest
-from farm.ledger.admission import Rest, hopeless, refusal, too_late
+from farm.errors import FarmError, InvalidRequest, JobGone, JobNotFound, nearest
+from farm.ledger.admission import Rest, Word, conflict, hopeless, is_refused, outcome, refusal, too_late
 from farm.ledger.forecast import Standing, read
 from farm.ledger.scripts import Scripts
 from farm.ledger.views import view_of
@@ -113,45 +113,58 @@ class Jobs:
         may not be written). Whatever was raised, the same jobs may be submitted again: those that are there already
         are refused for no reason.
         """
-        self._refuse_hopeless(submissions)
-        words: list[str] = []
+        for job, eta_s in self._hopeless(submissions):
+            raise too_late(job, eta_s)
+        words: list[Word] = []
         rest = Rest((job.id, job.tenant, job.cost) for job in submissions)
         for start in range(0, len(submissions), SUBMIT_CHUNK):
             chunk = submissions[start : start + SUBMIT_CHUNK]
             rest.sent(job.id for job in chunk)
             answer = self._write(chunk, rest)
-            if answer[0] == "limit" and rest:
+            if is_refused(answer[0]) and rest:
                 # What is there already needs no room: a repetition must not be refused.
                 rest.sent(self._known(rest.ids))
                 answer = self._write(chunk, rest)
-            if (error := refusal(answer, self.where)) is not None:
+            if (error := refusal(answer[0], self.where)) is not None:
                 raise error
             words += answer
         for job, word in zip(submissions, words, strict=True):
             if word == "conflict":
-                raise IdempotencyConflict(
-                    f"job {job.id} exists with another request; use another idempotency key or send the same request"
-                )
+                raise conflict(job)
         return [word == "new" for word in words]
 
-    def _write(self, chunk: Sequence[Submission], rest: Rest) -> list[str]:
+    def submit_each(self, submissions: Sequence[Submission]) -> list[bool | FarmError]:
+        """Write jobs that have nothing to do with one another: each is accepted or refused by itself.
+
+        Returns for each whether it is new, or the error that ``submit`` would raise for it alone. Raises
+        ServerUnreachable.
+        """
+        late = {id(job): too_late(job, eta_s) for job, eta_s in self._hopeless(submissions)}
+        wanted = [job for job in submissions if id(job) not in late]
+        words: list[Word] = []
+        for start in range(0, len(wanted), SUBMIT_CHUNK):
+            words += self._write(wanted[start : start + SUBMIT_CHUNK], None)
+        answers = iter(words)
+        return [late.get(id(job)) or outcome(job, next(answers), self.where) for job in submissions]
+
+    def _write(self, chunk: Sequence[Submission], rest: Rest | None) -> list[Word]:
+        """Call the script. rest: what is still to come, when all or none is wanted; None: each by itself."""
         limits = self.settings.limits
         args: list[str | int] = [limits.max_queued_jobs or "", limits.queued_jobs or "", limits.queued_tokens or ""]
-        args.append(rest.to_json())
+        args += ("1", "") if rest is None else ("", rest.to_json())
         for job in chunk:
             deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
             text = job.request.to_json()
             args += (job.id, fingerprint(text), job.model, job.tenant, job.request.priority)
             args += (job.cost, deadline_ms, job.plain, text)
-        answer: list[str] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
+        answer: list[Word] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
         return answer
 
-    def _refuse_hopeless(self, submissions: Sequence[Submission]) -> None:
+    def _hopeless(self, submissions: Sequence[Submission]) -> list[tuple[Submission, float]]:
+        """New jobs whose deadlines can't be met, with estimates. One that is there is not refused any more."""
         late = hopeless(submissions, self.newcomer)
-        known = self._known([job.id for job, _ in late])
-        for job, eta_s in late:
-            if job.id not in known:
-                raise too_late(job, eta_s)
+        known = set(self._known([job.id for job, _ in late]))
+        return [(job, eta_s) for job, eta_s in late if job.id not in known]
 
     def _known(self, job_ids: Sequence[str]) -> list[str]:
         with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
