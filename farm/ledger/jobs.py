@@ -193,8 +193,8 @@ class Jobs:
     def standings(self, job_ids: Sequence[str]) -> list[Standing]:
         """Where jobs stand in line, in the order given."""
         found: list[Standing] = []
-        for start in range(0, len(job_ids), SUBMIT_CHUNK):
-            found += self._positions(*job_ids[start : start + SUBMIT_CHUNK])
+        while len(found) < len(job_ids):
+            found += self._positions(*job_ids[len(found) : len(found) + SUBMIT_CHUNK])
         return found
 
     def newcomer(self, model: str, priority: Priority, tenant: str) -> Standing:

@@ -2,13 +2,15 @@
 -- Touches: job:, queue:, lanes:, vtime:, vclock:, weights, waiting_jobs, waiting_tokens, rate:, counts:, workers, worker:.
 -- ARGV: liveness in ms, lead of priority high in tokens, then for each job its id; or, for one that may come, '' and its
 --   model, priority and tenant.
--- Returns for each: position from 1 (0: it does not wait), slots of live workers, slots that no job runs in; and as text
---   the tokens that will be generated for jobs before it and, measured of late, tokens per second of a running sequence
---   and tokens per job ('0': not known yet), from how many jobs, and how many seconds ago the last of them ended.
+-- Returns for each, or for the first of them if that is work enough for one call: position from 1 (0: it does not wait),
+--   slots of live workers, slots that no job runs in; and as text the tokens that will be generated for jobs before it
+--   and, measured of late, tokens per second of a running sequence and tokens per job ('0': not known yet), from how
+--   many jobs, and how many seconds ago the last of them ended.
 local FEW_JOBS = 2 -- a pace is told from more than so many finished jobs
 local MOST_LANES = 100 -- tenants of a level that are looked at
+local MOST_LOOKS = 2000 -- at tenants, in one call
 local EQUAL = 0.01 -- virtual times are kept to a thousandth
-local live, lead, models, known_lanes = NOW - tonumber(ARGV[1]), tonumber(ARGV[2]), {}, {}
+local live, lead, models, known_lanes, looks = NOW - tonumber(ARGV[1]), tonumber(ARGV[2]), {}, {}, 0
 
 local function pace_of(model)
   if models[model] then return models[model] end
@@ -89,6 +91,7 @@ local function ahead_of(job, rank, pace)
   local moved = {}
   for _, level in ipairs(LEVELS) do
     local upto = horizon(level, job.priority, start)
+    looks = looks + #lanes_of(job.model, level)
     for _, lane in ipairs(lanes_of(job.model, level)) do
       if lane.tenant ~= job.tenant then
         local is_first = level == 'high' and job.priority == 'normal' or level == job.priority and lane.tenant < job.tenant
@@ -107,7 +110,7 @@ local function rank_of(job)
 end
 
 local answer, i = {}, 3
-while i <= #ARGV do
+while i <= #ARGV and looks < MOST_LOOKS do
   local job, position, tokens = nil, 0, 0
   if ARGV[i] == '' then
     job = {model = ARGV[i + 1], priority = ARGV[i + 2], tenant = ARGV[i + 3], state = 'queued'}
