@@ -6,10 +6,8 @@ deadline that it says is missed can hardly be met.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-FIELDS = 8  # of a job in what position.lua answers
 # A deadline is refused only if the estimate is twice as long, the pace was told from at least so many jobs, and the
 # last of them ended within a minute or two of their usual times: when everything is refused nothing is measured any
 # more, and an old pace must not shut the farm.
@@ -71,10 +69,11 @@ class Standing:
         return eta_s
 
 
-def read(answer: Sequence[object]) -> list[Standing]:
+def read(answer: tuple[list[int], list[str], list[int], list[list[str | int]]]) -> list[Standing]:
     """What position.lua answered."""
-    found = []
-    for start in range(0, len(answer), FIELDS):
-        position, slots, free, ahead, *measured = map(str, answer[start : start + FIELDS])
-        found.append(Standing(int(position), Pace(int(slots), int(free), *map(float, measured)), float(ahead)))
-    return found
+    positions, ahead, numbers, found = answer
+    paces = [Pace(int(slots), int(free), *map(float, measured)) for slots, free, *measured in found]
+    return [
+        Standing(position, paces[number - 1], float(tokens))
+        for position, tokens, number in zip(positions, ahead, numbers, strict=True)
+    ]

@@ -2,15 +2,17 @@
 -- Touches: job:, queue:, lanes:, vtime:, vclock:, weights, waiting_jobs, waiting_tokens, rate:, counts:, workers, worker:.
 -- ARGV: liveness in ms, lead of priority high in tokens, then for each job its id; or, for one that may come, '' and its
 --   model, priority and tenant.
--- Returns for each, or for the first of them if that is work enough for one call: position from 1 (0: it does not wait),
---   slots of live workers, slots that no job runs in; and as text the tokens that will be generated for jobs before it
---   and, measured of late, tokens per second of a running sequence and tokens per job ('0': not known yet), from how
---   many jobs, and how many seconds ago the last of them ended.
+-- Returns lists; of the jobs all, or the first ones if those are work enough for one call. For each job its position from
+--   1 (0: it does not wait); for each the tokens that will be generated for jobs before it, as text; for each the number
+--   of its pace; and the paces: slots of live workers, slots that no job runs in; and as text what was measured of late:
+--   tokens per second of a running sequence and tokens per job ('0': not known yet), from how many jobs, and how many
+--   seconds ago the last of them ended.
 local FEW_JOBS = 2 -- a pace is told from more than so many finished jobs
 local MOST_LANES = 100 -- tenants of a level that are looked at
 local MOST_LOOKS = 2000 -- at tenants, in one call
 local EQUAL = 0.01 -- virtual times are kept to a thousandth
-local live, lead, models, known_lanes, looks = NOW - tonumber(ARGV[1]), tonumber(ARGV[2]), {}, {}, 0
+local live, lead, looks = NOW - tonumber(ARGV[1]), tonumber(ARGV[2]), 0
+local models, known_lanes, paces = {}, {}, {}
 
 local function pace_of(model)
   if models[model] then return models[model] end
@@ -23,13 +25,15 @@ local function pace_of(model)
   local rate = redis.call('HMGET', P .. 'rate:' .. model, 'jobs', 'tokens', 'slot_ms', 'at', 'cost')
   local jobs, tokens, slot_ms = tonumber(rate[1] or 0), tonumber(rate[2] or 0), tonumber(rate[3] or 0)
   local known = jobs > FEW_JOBS and tokens > 0
-  models[model] = {slots = slots, dispatched = tonumber(counted[1] or 0),
-    free = math.max(0, slots - tonumber(counted[2] or 0)),
-    per_s = known and 1000 * tokens / math.max(1, slot_ms) or 0, per_job = known and tokens / jobs or 0,
+  local pace = {number = #paces + 1, dispatched = tonumber(counted[1] or 0), per_job = known and tokens / jobs or 0,
     -- What came of the tokens that jobs were charged for: few use all of their max_tokens.
-    yield = known and tokens / math.max(1, tonumber(rate[5] or 0)) or 0,
-    jobs = jobs, age_s = (NOW - tonumber(rate[4] or NOW)) / 1000}
-  return models[model]
+    yield = known and tokens / math.max(1, tonumber(rate[5] or 0)) or 0}
+  local measured = {known and 1000 * tokens / math.max(1, slot_ms) or 0, pace.per_job, jobs,
+    (NOW - tonumber(rate[4] or NOW)) / 1000}
+  for n, value in ipairs(measured) do measured[n] = tostring(value) end
+  paces[pace.number] = {slots, math.max(0, slots - tonumber(counted[2] or 0)), unpack(measured)}
+  models[model] = pace
+  return pace
 end
 
 -- A tenant's jobs at a level: how many wait, from which virtual time on, and by how much each moves it.
@@ -109,7 +113,7 @@ local function rank_of(job)
   return redis.call('ZCARD', key_queue(job))
 end
 
-local answer, i = {}, 3
+local positions, ahead, numbers, i = {}, {}, {}, 3
 while i <= #ARGV and looks < MOST_LOOKS do
   local job, position, tokens = nil, 0, 0
   if ARGV[i] == '' then
@@ -128,11 +132,8 @@ while i <= #ARGV and looks < MOST_LOOKS do
     jobs, tokens = ahead_of(job, rank_of(job), pace)
     position, tokens = pace.dispatched + jobs + 1, pace.dispatched * pace.per_job + tokens
   end
-  answer[#answer + 1] = position
-  answer[#answer + 1] = pace.slots
-  answer[#answer + 1] = pace.free
-  for _, value in ipairs({tokens, pace.per_s, pace.per_job, pace.jobs, pace.age_s}) do
-    answer[#answer + 1] = tostring(value)
-  end
+  positions[#positions + 1] = position
+  ahead[#ahead + 1] = tostring(tokens)
+  numbers[#numbers + 1] = pace.number
 end
-return answer
+return {positions, ahead, numbers, paces}
