@@ -163,7 +163,7 @@ class Jobs:
     def _hopeless(self, submissions: Sequence[Submission]) -> list[tuple[Submission, float]]:
         """New jobs whose deadlines can't be met, with estimates. One that is there is not refused any more."""
         late = hopeless(submissions, self.newcomer)
-        known = set(self._known([job.id for job, _ in late]))
+        known = set(self._known([job.id for job, _ in late])) if late else ()
         return [(job, eta_s) for job, eta_s in late if job.id not in known]
 
     def _known(self, job_ids: Sequence[str]) -> list[str]:

@@ -128,7 +128,7 @@ class Tenants:
         return allowance
 
     def take_each(self, names: Sequence[str]) -> Sequence[Allowance]:
-        """Count one request for each name; a tenant may be named many times. At most 100 names."""
+        """Count one request for each name; a tenant may be named many times. A hundred names keep the call short."""
         limits = self.jobs.settings.limits
         defaults = (limits.requests_per_s or "", limits.queued_jobs or "", limits.queued_tokens or "")
         answers = self.jobs.scripts.call("take", *defaults, *names)
@@ -136,19 +136,16 @@ class Tenants:
 
     def _merge(self, name: str, wanted: Mapping[str, float | None]) -> None:
         def change(pipe: Any) -> None:
-            own = json.loads(pipe.hget(keys.LIMITS, name) or "{}") | wanted
-            # JSON knows no infinity: null is no limit, and a limit that is not there is the settings'.
-            kept = {
-                limit: None if value == math.inf else value for limit, value in own.items() if _is_own(limit, value)
-            }
+            own = json.loads(pipe.hget(keys.LIMITS, name) or "{}")
+            for limit, value in wanted.items():
+                own.pop(limit, None)
+                if value is not None:
+                    own[limit] = None if value == math.inf else value  # JSON knows no infinity
             pipe.multi()
-            if kept:
-                pipe.hset(keys.LIMITS, name, json.dumps(kept, sort_keys=True))
+            if own:
+                pipe.hset(keys.LIMITS, name, json.dumps(own, sort_keys=True))
             else:
                 pipe.hdel(keys.LIMITS, name)
-
-        def _is_own(limit: str, value: float | None) -> bool:
-            return value is not None or limit not in wanted
 
         with our_errors(self.jobs.where):
             self.jobs.client.transaction(change, keys.LIMITS)
