@@ -51,6 +51,7 @@ KEYS = (
     Key("beat", "string", "none", "when a worker or keeper last reached the server"),
     Key("grace", "string", "none", "until when no lease ends, after the server was silent"),
     Key("leader", "string", "keeper.lock_s", "the leading keeper"),
+    Key("mark", "string", "none", "written last by calls that wait for the disk or for replicas"),
     Key("full", "string", "5 s", "present while memory is short, so that new jobs are refused"),
     Key("wake", "list", "none", "holds one item when the keeper has something to do"),
     Key("events", "stream", "10,000 entries", "jobs that got tokens or ended: id, tokens, state"),

@@ -35,13 +35,23 @@ def _names(value: object) -> object:
 
 class RedisSettings(_Group):
     url: SecretStr | None = None
-    """The ledger's server (redis://, rediss://, unix://). Unset: the local farm that is running."""
+    """The ledger's server: redis://, rediss:// or unix://, or whichever its Sentinels call the master:
+    redis+sentinel://host:26379,host:26379/service (docs/redis.md). Unset: the local farm that is running."""
     timeout_s: float = Field(2.0, gt=0, le=60)
-    """How long one answer may take. Short, so that a stalled server is noticed before a lease ends."""
+    """How long one call may take in all: connecting, asking and, after a broken connection, asking again. Short, so
+    that a stalled server is noticed before a lease ends."""
     retries: int = Field(1, ge=0, le=10)
     """How often a command is sent again after a broken connection. Every script may safely run twice."""
     durability: Literal["none", "fsync"] = "none"
     """fsync: submit and finish return after the server's append-only file is on disk (wants appendfsync always)."""
+    wait_replicas: int = Field(0, ge=0, le=100)
+    """How many replicas must have a write before submit and finish return, so that a failover loses nothing. 0: none,
+    and a failover may lose what was accepted in the moment before."""
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether submit and finish wait for more than the server's answer."""
+        return self.durability == "fsync" or self.wait_replicas > 0
 
 
 class BrokerSettings(_Group):

@@ -72,9 +72,9 @@ class Jobs:
         self.settings = settings
         self.client = client or connect(settings.redis)
         self.where = address(settings.redis)
-        self.scripts = Scripts(self.client, self.where)
-        # How long a write that must not be lost may take to reach the disk; None: nobody waits for it.
-        self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.durability == "fsync" else None
+        self.scripts = Scripts(self.client, self.where, settings.redis)
+        # How long a write that must not be lost may take to reach the disk or replicas; None: nobody waits for it.
+        self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.is_durable else None
         self._retention_ms = int(settings.limits.retention_s * 1000)
 
     def place(
