@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from farm import redis_url
@@ -54,6 +55,7 @@ def connect(settings: RedisSettings, *, read_timeout_s: float | None = None) -> 
         "socket_timeout": most_s,
         "socket_connect_timeout": settings.timeout_s,
         "health_check_interval": 15,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # would be a round trip per connection
         # Not after a timeout: the time is up.
         "retry": Retry(
             ExponentialBackoff(cap=0.2, base=0.02),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import redis
@@ -120,7 +121,7 @@ class Client(redis.Redis):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command."""
-        with time_limit(self.limit_s):
+        with time_limit(self.limit_s), _distrust(self.connection_pool):
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
@@ -141,8 +142,18 @@ class _Pipeline(Pipeline):
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send all and read all answers."""
-        with time_limit(self.limit_s):
+        with time_limit(self.limit_s), _distrust(self.connection_pool):
             return super().execute(raise_on_error)
+
+
+@contextmanager
+def _distrust(pool: redis.ConnectionPool) -> Iterator[None]:
+    """Close idle connections when one has failed: each might cost a caller its time, to find the same."""
+    try:
+        yield
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+        pool.disconnect(inuse_connections=False)
+        raise
 
 
 class MasterConnection(TcpConnection):

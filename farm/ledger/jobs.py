@@ -8,6 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from farm.errors import IdempotencyConflict, InvalidRequest, JobGone, JobNotFoun
 from farm.ledger.scripts import Scripts
 from farm.results import AttemptRecord, JobError, JobView, Timings, TokenLogprobs, Usage
 from farm.settings import Settings
+from farm.time_limit import time_limit
 
 SUBMIT_CHUNK = 100
 CHARS_PER_TOKEN = 4
@@ -122,6 +124,10 @@ class Jobs:
                     f"job {job.id} exists with another request; use another idempotency key or send the same request"
                 )
         return [word == "new" for word in words]
+
+    def in_time(self) -> AbstractContextManager[None]:
+        """A block whose calls take no longer together than one of them may."""
+        return time_limit(self.settings.redis.timeout_s)
 
     def view(self, job_id: str, *, with_position: bool = False) -> JobView:
         """All about one job. Raises JobGone after its retention, JobNotFound for an id that never was."""

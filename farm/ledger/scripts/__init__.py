@@ -14,7 +14,7 @@ from farm import keys
 from farm.connection import is_transient, our_errors
 from farm.errors import ServerUnreachable, SettingsError
 from farm.settings import RedisSettings
-from farm.time_limit import time_limit
+from farm.time_limit import time_left, time_limit
 
 # Only submit may be refused for lack of memory: whatever was accepted must be able to end.
 FLAGS = {"submit": "", "position": " flags=no-writes"}
@@ -88,7 +88,9 @@ class Scripts:
         return ask(how, texts[name], 1, keys.PREFIX, *args)
 
     def _run_durably(self, durable_ms: int, how: str, texts: Mapping[str, str], name: str, args: Arguments) -> Any:
-        share_ms = durable_ms // (self._is_fsync + bool(self._replicas))
+        # A server that had to be told the script has waited once already.
+        left_ms = int(500 * (time_left() or self._limit_s))
+        share_ms = max(1, min(durable_ms, left_ms) // (self._is_fsync + bool(self._replicas)))
         # In one pipeline, since WAITAOF and WAIT speak of what their own connection wrote. A repetition writes nothing,
         # and on a new connection they would confirm that at once: the mark is written after all that it stands for.
         with self.client.pipeline(transaction=False) as pipe:
@@ -110,14 +112,15 @@ class Scripts:
         return answer
 
     def _check_disk(self, said: Any, share_ms: int) -> None:
-        if isinstance(said, redis.exceptions.ResponseError) and not is_transient(said):
+        demoted = isinstance(said, redis.exceptions.ResponseError) and "replica instances" in str(said)
+        if isinstance(said, redis.exceptions.ResponseError) and not demoted and not is_transient(said):
             raise SettingsError(
                 f"FARM_REDIS__DURABILITY=fsync: the server at {self.where} can't confirm writes ({said}); "
                 "it needs appendonly yes and Redis 7.2 or Valkey"
             )
-        if isinstance(said, Exception):
+        if isinstance(said, Exception) and not demoted:
             raise said
-        if said[0] < 1:
+        if demoted or said[0] < 1:
             raise ServerUnreachable(f"Redis at {self.where} did not confirm within {share_ms} ms that it is on disk")
 
     def _check_replicas(self, said: Any, share_ms: int) -> None:
