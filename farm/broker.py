@@ -111,6 +111,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "result_backend_always_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A server that refuses a command, being out of memory or disk, is waited for like one that is away.
+        "broker_channel_error_retry": True,
         # Flower reads events. They carry ids and counts, never prompts: see workers.redaction.
         "worker_send_task_events": True,
         "task_send_sent_event": False,

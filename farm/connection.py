@@ -92,6 +92,11 @@ def address(settings: RedisSettings) -> str:
     return "no server" if settings.url is None else redis_url.where(settings.url.get_secret_value())
 
 
+def is_watched(settings: RedisSettings) -> bool:
+    """Whether the server is found through Sentinels."""
+    return settings.url is not None and redis_url.sentinel_url(settings.url.get_secret_value()) is not None
+
+
 @contextmanager
 def our_errors(where: str) -> Iterator[None]:
     """Turn the driver's errors into ServerUnreachable and ServerFull; ``where`` is the server's address."""

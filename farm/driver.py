@@ -188,12 +188,16 @@ class MasterConnection(TcpConnection):
             raise redis.exceptions.ConnectionError(f"{self.host}:{self.port} is no master but a {role}")
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Read an answer. A master that was demoted is left, so that a repetition finds its successor."""
+        """Read an answer. A master that was demoted, or that lost its replicas as one does whose replica was promoted,
+        is left, so that a repetition finds its successor.
+        """
         try:
             return super().read_response(*args, **kwargs)
-        except redis.exceptions.ReadOnlyError:
+        except redis.exceptions.ResponseError as error:
+            if not isinstance(error, redis.exceptions.ReadOnlyError) and not str(error).startswith("NOREPLICAS"):
+                raise
             self.disconnect()  # type: ignore[no-untyped-call]
-            raise redis.exceptions.ConnectionError(f"{self.host}:{self.port} is no longer the master") from None
+            raise redis.exceptions.ConnectionError(f"{self.host}:{self.port}: {error}") from None
 
 
 class MasterTlsConnection(SSLConnection, MasterConnection):

@@ -129,6 +129,8 @@ class Scripts:
         if isinstance(said, Exception):
             raise said
         if said < self._replicas:
+            # One of them may be the master now.
+            self.client.connection_pool.disconnect(inuse_connections=False)
             raise ServerUnreachable(
                 f"{said} of {self._replicas} replicas of Redis at {self.where} confirmed within {share_ms} ms; "
                 "try again, bring replicas back, or lower FARM_REDIS__WAIT_REPLICAS"

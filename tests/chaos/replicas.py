@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from farm.local.server import HOST, EmbeddedServer, find_binary, free_port
+from tests.chaos.proxy import FaultProxy
 from tests.conftest import wait_until
 
 SERVICE = "barn"
@@ -47,9 +48,9 @@ class Sentinel:
     def client(self) -> redis.Redis:
         return redis.Redis(HOST, self.port, decode_responses=True, socket_timeout=1, retry=Retry(NoBackoff(), 0))
 
-    def send(self, how: signal.Signals) -> None:
+    def freeze(self) -> None:
         assert self.process is not None
-        self.process.send_signal(how)
+        self.process.send_signal(signal.SIGSTOP)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -59,10 +60,11 @@ class Sentinel:
 
 @dataclass
 class Service:
-    """The servers of one service. ``master`` is the one that was it at first."""
+    """The servers of one service. ``master`` is the one that was it at first; the replica follows it over ``link``."""
 
     master: EmbeddedServer
     replica: EmbeddedServer
+    link: FaultProxy
     sentinels: list[Sentinel]
 
     @property
@@ -94,15 +96,15 @@ class Service:
         return False
 
     def wait_until_promoted(self) -> None:
-        """Return when the replica is the master, and the Sentinels say so."""
-        with client_of(self.replica) as replica:
-            wait_until(lambda: replica.role()[0] == "master", why="the replica to be promoted")
+        """Return when the Sentinels call the replica the master."""
+        for sentinel in self.sentinels:
+            with contextlib.closing(sentinel.client) as client:
+                wait_until(lambda client=client: self._master(client) == self.replica.port, why="the promotion")  # type: ignore[misc]
 
-    def freeze(self, server: EmbeddedServer) -> None:
-        os.kill(server.pid or 0, signal.SIGSTOP)
-
-    def thaw(self, server: EmbeddedServer) -> None:
-        os.kill(server.pid or 0, signal.SIGCONT)
+    def _master(self, client: redis.Redis) -> int:
+        with contextlib.suppress(redis.RedisError):
+            return int(client.sentinel_master(SERVICE, return_responses=True)["port"])
+        return 0
 
 
 def client_of(server: EmbeddedServer) -> redis.Redis:
@@ -125,20 +127,33 @@ def replicated(folder: Path, *, sentinels: int = 0, **options: str) -> Iterator[
         options={**common, "masterauth": master.password},
     )
     watchers = [Sentinel(folder / f"sentinel{n}") for n in range(sentinels)]
-    service = Service(master, replica, watchers)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(end, master)
+        stack.callback(end, replica)
         master.start()
-        replica.options["replicaof"] = f"{HOST} {master.port}"
+        link = stack.enter_context(FaultProxy(master.url))
+        replica.options["replicaof"] = f"{HOST} {link.port}"
         replica.start()
+        service = Service(master, replica, link, watchers)
         service.wait_until_linked()
         for sentinel in watchers:
+            stack.callback(sentinel.stop)
             sentinel.start(master, quorum=sentinels // 2 + 1)
         service.wait_until_watched()
         yield service
-    finally:
-        for sentinel in watchers:
-            sentinel.stop()
-        for server in (master, replica):
-            if server.is_running():
-                service.thaw(server)
-            server.kill()
+
+
+def end(server: EmbeddedServer) -> None:
+    """Kill a server, frozen or not."""
+    if server.is_running():
+        thaw(server)
+    server.kill()
+
+
+def freeze(server: EmbeddedServer) -> None:
+    """Stop a server as a machine that hangs: its connections stay."""
+    os.kill(server.pid or 0, signal.SIGSTOP)
+
+
+def thaw(server: EmbeddedServer) -> None:
+    os.kill(server.pid or 0, signal.SIGCONT)
