@@ -32,7 +32,8 @@ def make_app(settings: Settings) -> Celery:
         raise SettingsError(
             "FARM_REDIS__URL is not set and no local farm is running; set it, or start one with: farm up"
         )
-    server = celery_server(url.get_secret_value(), settings.redis.timeout_s)
+    setting = "FARM_BROKER__URL" if settings.broker.url else redis_url.SETTING
+    server = celery_server(url.get_secret_value(), settings.redis.timeout_s, setting)
     app = Celery(APP, broker=server.url, backend=server.url, set_as_current=False)
     app.conf.update(configuration(settings))
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, **server.options}
@@ -50,10 +51,10 @@ class CeleryServer:
     tls: dict[str, str | bool] | None
 
 
-def celery_server(url: str, timeout_s: float) -> CeleryServer:
-    """A server of ours in Celery's terms. Raises SettingsError for a URL that makes no sense."""
-    service = redis_url.sentinel_url(url)
-    tls = redis_url.tls_options(url)
+def celery_server(url: str, timeout_s: float, setting: str = redis_url.SETTING) -> CeleryServer:
+    """A server of ours in Celery's terms. Raises SettingsError, naming the setting, for a URL that makes no sense."""
+    service = redis_url.sentinel_url(url, setting)
+    tls = redis_url.tls_options(url, setting)
     parts = urlsplit(url)
     if service is not None:
         login = f"{quote(service.username or '', '')}:{quote(service.password or '', '')}@"

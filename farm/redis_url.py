@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from farm.errors import SettingsError
 
+SETTING = "FARM_REDIS__URL"
 DIRECT = ("redis", "rediss", "unix")
 SENTINEL = ("redis+sentinel", "rediss+sentinel")
 SCHEMES = DIRECT + SENTINEL
@@ -44,9 +45,12 @@ class SentinelUrl:
         return f"{self.service} (Sentinels {', '.join(f'{host}:{port}' for host, port in self.sentinels)})"
 
 
-def sentinel_url(url: str) -> SentinelUrl | None:
-    """The parts of a Sentinel URL; None for a server's own. Raises SettingsError for one that makes no sense."""
-    parts = _split(url)
+def sentinel_url(url: str, setting: str = SETTING) -> SentinelUrl | None:
+    """The parts of a Sentinel URL; None for a server's own.
+
+    setting: what an error calls it. Raises SettingsError for a URL that makes no sense.
+    """
+    parts = _split(url, setting)
     if parts.scheme not in SENTINEL:
         return None
     login, _, hosts = parts.netloc.rpartition("@")
@@ -55,16 +59,16 @@ def sentinel_url(url: str) -> SentinelUrl | None:
     options = dict(parse_qsl(parts.query))
     if not service or not hosts:
         raise SettingsError(
-            "FARM_REDIS__URL: a Sentinel URL names hosts and a service: redis+sentinel://host:26379,host:26379/mymaster"
+            f"{setting}: a Sentinel URL names hosts and a service: redis+sentinel://host:26379,host:26379/mymaster"
         )
     if db and not db.isdecimal():
-        raise SettingsError(f"FARM_REDIS__URL: {db[:20]!r} is no database; give its number after the service")
+        raise SettingsError(f"{setting}: {db[:20]!r} is no database; give its number after the service")
     if unknown := sorted(options.keys() - {*_TLS_OPTIONS, *_SENTINEL_OPTIONS}):
         raise SettingsError(
-            f"FARM_REDIS__URL: option {unknown[0]!r} is unknown; use {', '.join((*_SENTINEL_OPTIONS, *_TLS_OPTIONS))}"
+            f"{setting}: option {unknown[0]!r} is unknown; use {', '.join((*_SENTINEL_OPTIONS, *_TLS_OPTIONS))}"
         )
     return SentinelUrl(
-        sentinels=tuple(_host_and_port(host) for host in hosts.split(",") if host),
+        sentinels=tuple(_host_and_port(host, setting) for host in hosts.split(",") if host),
         service=unquote(service),
         db=int(db or 0),
         username=unquote(username) or None,
@@ -77,13 +81,13 @@ def sentinel_url(url: str) -> SentinelUrl | None:
 
 def checked(url: str) -> str:
     """The URL of a server, as it is. Raises SettingsError for one that makes no sense."""
-    _split(url)
+    _split(url, SETTING)
     return url
 
 
-def tls_options(url: str) -> dict[str, str | bool] | None:
+def tls_options(url: str, setting: str = SETTING) -> dict[str, str | bool] | None:
     """The ``ssl_`` options of a URL, certificates being checked unless it says otherwise; None without TLS."""
-    parts = _split(url)
+    parts = _split(url, setting)
     return _tls_options(dict(parse_qsl(parts.query))) if parts.scheme.startswith("rediss") else None
 
 
@@ -91,28 +95,28 @@ def where(url: str) -> str:
     """Where a server is, for messages, without credentials."""
     if (sentinel := sentinel_url(url)) is not None:
         return sentinel.where
-    parts = _split(url)
+    parts = _split(url, SETTING)
     return parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or PORT}"
 
 
-def _split(url: str) -> SplitResult:
+def _split(url: str, setting: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         if parts.scheme in DIRECT:
             parts.port  # noqa: B018 (raises for a port that is none)
     except ValueError:
-        raise SettingsError("FARM_REDIS__URL is no URL; give redis://host:6379/0") from None
+        raise SettingsError(f"{setting} is no URL; give redis://host:6379/0") from None
     if parts.scheme not in SCHEMES:
-        raise SettingsError(f"FARM_REDIS__URL: scheme {parts.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+        raise SettingsError(f"{setting}: scheme {parts.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
     return parts
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
+def _host_and_port(text: str, setting: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
     if not colon:
         host = text
     if not host or (colon and not port.isdecimal()):
-        raise SettingsError(f"FARM_REDIS__URL: {text[:80]!r} is no Sentinel; give host:26379")
+        raise SettingsError(f"{setting}: {text[:80]!r} is no Sentinel; give host:26379")
     return host.strip("[]"), int(port) if colon else SENTINEL_PORT
 
 

@@ -77,6 +77,13 @@ def check_persistence(info: dict[str, Any], appendfsync: str | None, durability:
         )
     if info.get("aof_last_write_status", "ok") != "ok":
         return Check("persistence", "fail", "the append-only file can't be written", "make room on the server's disk")
+    if durability == "fsync" and appendfsync == "no":
+        return Check(
+            "persistence",
+            "fail",
+            "appendfsync no never says what is on disk; with FARM_REDIS__DURABILITY=fsync each submit fails",
+            "set appendfsync always",
+        )
     if durability == "fsync" and appendfsync not in ("always", None):
         return Check(
             "persistence",

@@ -213,6 +213,7 @@ def test_a_full_disk_stops_the_farm_and_loses_nothing(field: Field, farm: Farm) 
         wait_until(lambda: time.monotonic() - began > 1.5 * LEASE_S, why="more than a lease to pass")
         with pytest.raises(ServerUnreachable):
             farm.submit("no room")
+        assert jobs[0].status().state == "running"
     check_once(farm, jobs, 200)
     check_once(farm, accepted, 5)
     farm.ledger.client.config_set("appendfsync", "always")

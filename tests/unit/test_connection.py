@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 
 from farm.errors import ServerUnreachable
 from farm.ledger.jobs import Jobs
@@ -186,3 +187,25 @@ def test_calls_that_belong_together_share_one_limit() -> None:
                 jobs.view("order-7")
 
         fails_in_time(block)
+
+
+def test_one_failure_closes_the_idle_connections() -> None:
+    """When the server behind all connections went silent, one call finds out, and the next connects anew."""
+    is_old, old = threading.Event(), set[socket.socket]()
+
+    def serve(connection: socket.socket) -> None:
+        if not is_old.is_set():
+            old.add(connection)
+        while connection.recv(4096):
+            if is_old.is_set() and connection in old:
+                continue
+            connection.sendall(b"+OK\r\n")
+
+    with server(serve) as port, ledger("127.0.0.1", port) as jobs:
+        pool = jobs.client.connection_pool
+        for connection in [pool.get_connection() for _ in range(5)]:
+            pool.release(connection)
+        is_old.set()
+        with pytest.raises(redis.TimeoutError):
+            jobs.client.get("x")
+        assert jobs.client.get("x") == "OK"

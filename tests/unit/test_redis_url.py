@@ -78,6 +78,14 @@ def test_celery_is_told_the_same_server() -> None:
     assert (secure.url, secure.tls) == ("rediss://h1/0", {"ssl_cert_reqs": "required", "ssl_ca_certs": "/ca.pem"})
 
 
+def test_a_broker_of_its_own_may_be_any_of_them() -> None:
+    """FARM_BROKER__URL takes the same URLs, and is named where it is wrong."""
+    app = make_app(load_settings(redis={"url": "redis://h1/0"}, broker={"url": "redis+sentinel://h2/barn"}))
+    assert app.conf.broker_url == "sentinel://h2:26379/0"
+    with pytest.raises(SettingsError, match=r"^FARM_BROKER__URL: scheme 'http'"):
+        make_app(load_settings(redis={"url": "redis://h1/0"}, broker={"url": "http://h2"}))
+
+
 @pytest.mark.parametrize("url", ["redis://h1/0", "rediss://h1/0", "unix:///run/r.sock", "redis+sentinel://h1/barn"])
 def test_celery_takes_what_it_is_told(url: str) -> None:
     """The app has a broker connection and a result backend for every kind of URL."""
