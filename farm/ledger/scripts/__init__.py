@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -31,12 +31,14 @@ NAMES = (
     "upkeep",
     "position",
     "mark",
+    "take",
 )
 
 
 Arguments = tuple[str | int | float, ...]
 
 
+@cache
 def source(name: str) -> str:
     """A script as the server gets it: flags, the shared part, its own part."""
     folder = resources.files(__name__)
