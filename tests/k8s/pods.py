@@ -102,7 +102,7 @@ class Pod:
                     why=f"{probe} of {self.name}",
                     timeout_s=timeout_s,
                 )
-        assert not self._is_over(), self.log
+        assert not self._is_over(), f"{self.name} ended by itself: {self.log[-1500:]}"
         return self
 
     def passes(self, probe: str) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from tests.k8s.manifests import build, clean_environ
 from tests.k8s.pods import LOOPBACK, Cluster, Pod
 
 MAIN, BACKUP = "bloom7b1-inference", "bloom7b1-inference-backup"
+# The image has its kernels compiled; here the developer's cache has them.
+WARM = {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             ("bloomfarm-system", "system-0"),
             ("bloomfarm-flower", "flower-0"),
         ):
-            running.start(workload, name)
+            running.start(workload, name, **WARM)
         for pod in running.pods:
             pod.wait_ready()
         yield running
@@ -165,7 +168,7 @@ def test_a_drained_pod_loses_no_job(cluster: Cluster) -> None:
     assert all(view.state is JobState.SUCCEEDED and view.strikes == 0 for view in views)
     assert not _denials(cluster)
     # As a Deployment would: another pod, another name.
-    cluster.start(MAIN, "main-1").wait_ready()
+    cluster.start(MAIN, "main-1", **WARM).wait_ready()
 
 
 def main_worker(cluster: Cluster) -> str | None:
