@@ -38,12 +38,11 @@ def secrets() -> Secrets:
 
 def programs(folder: Path) -> str:
     """A PATH on which a container's programs are: this repository's farm, a Valkey server and a client for it."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     farm = folder / "farm"
     farm.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m farm.cli.main "$@"\n', encoding="utf-8")
     farm.chmod(0o755)
     for name, target in (("valkey-server", find_binary()), ("valkey-cli", tool("redis-cli", "redis-tools"))):
-        (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(target)
     return os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -51,8 +50,8 @@ def programs(folder: Path) -> str:
 class Pod:
     """One pod of a workload.
 
-    services: where others are, as {"redis:6379": 40123}. extra: variables that the manifest has otherwise.
-    arguments: put behind the command.
+    known: the Secrets. path: where programs are. services: where others are, as {"redis:6379": 40123}. extra: variables
+    that the manifest has otherwise. ``arguments`` go behind the command.
     """
 
     def __init__(
@@ -61,22 +60,22 @@ class Pod:
         name: str,
         folder: Path,
         known: Secrets,
+        path: str,
         *,
         services: Mapping[str, int] | None = None,
         extra: Mapping[str, str] | None = None,
-        arguments: tuple[str, ...] = (),
     ) -> None:
         self.workload = Workload(copy.deepcopy(workload.object), workload.build)
         self.name = name
         self.folder = folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._known, self._services, self._extra = known, services or {}, extra or {}
-        self._arguments = arguments
+        self.arguments: tuple[str, ...] = ()
         self.ports = {port: free_port() for port in workload.ports}
         self._mounts = self._mount()
         self.log_path = self.folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
-        self._path = programs(folder / "bin")
+        self.path = path
 
     def start(self) -> Pod:
         """Run the init containers to their end, then start the container."""
@@ -84,7 +83,7 @@ class Pod:
             subprocess.run(self._command(container), env=self._environ(container), check=True, timeout=30)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._command(self.workload.main), *self._arguments],
+                [*self._command(self.workload.main), *self.arguments],
                 env=self._environ(self.workload.main),
                 cwd=self.folder,
                 stdout=log,
@@ -206,7 +205,7 @@ class Pod:
         own = {name: LOOPBACK if text == "0.0.0.0" else self._here(text) for name, text in own.items()}  # noqa: S104
         for service, port in self._services.items():
             own = {name: text.replace(service, f"{LOOPBACK}:{port}") for name, text in own.items()}
-        return {**clean_environ(), "PATH": self._path, **own, **self._extra}
+        return {**clean_environ(), "PATH": self.path, **own, **self._extra}
 
 
 class Cluster:
@@ -215,6 +214,7 @@ class Cluster:
     def __init__(self, made: Build, folder: Path) -> None:
         self.build, self.folder = made, folder
         self.secrets = secrets()
+        self.path = programs(folder / "bin")
         self.pods: list[Pod] = []
         self.services: dict[str, int] = {}
 
@@ -227,7 +227,7 @@ class Cluster:
         (pod.folder / "config" / "tests.acl").write_text("user admin on ~* &* +@all\n", encoding="utf-8")
         (pod.folder / "passwords" / "admin").write_text("admin", encoding="utf-8")
         # The probes ask the default port of their pod, which is ours here.
-        pod._arguments = ("--bind", LOOPBACK, "--port", str(pod.ports["redis"]))
+        pod.arguments = ("--bind", LOOPBACK, "--port", str(pod.ports["redis"]))
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             command = pod.workload.main[probe]["exec"]["command"]
             command[-1] = command[-1].replace("valkey-cli ", f"valkey-cli -p {pod.ports['redis']} ")
@@ -250,6 +250,7 @@ class Cluster:
             pod.kill()
 
     def _pod(self, workload: str, name: str, extra: Mapping[str, str] | None = None) -> Pod:
-        pod = Pod(self.build.workload(workload), name, self.folder, self.secrets, services=self.services, extra=extra)
+        found = self.build.workload(workload)
+        pod = Pod(found, name, self.folder, self.secrets, self.path, services=self.services, extra=extra)
         self.pods.append(pod)
         return pod

@@ -126,7 +126,7 @@ def test_flower_sees_workers_and_tasks(cluster: Cluster) -> None:
 
 def test_the_monitor_can_look(cluster: Cluster) -> None:
     """With the monitor's password: farm status, and Prometheus' exporter as the manifest runs it."""
-    environ = {**clean_environ(), "FARM_REDIS__URL": cluster.url("monitor"), "PATH": cluster.pods[0]._path}
+    environ = {**clean_environ(), "FARM_REDIS__URL": cluster.url("monitor"), "PATH": cluster.path}
     said = subprocess.run(
         ["farm", "status", "--json"], env=environ, capture_output=True, text=True, timeout=60, check=True
     )
