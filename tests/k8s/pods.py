@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -38,7 +39,7 @@ def secrets() -> Secrets:
 
 def programs(folder: Path) -> str:
     """A PATH on which a container's programs are: this repository's farm, a Valkey server and a client for it."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     farm = folder / "farm"
     farm.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m farm.cli.main "$@"\n', encoding="utf-8")
     farm.chmod(0o755)
@@ -69,13 +70,23 @@ class Pod:
         self.name = name
         self.folder = folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._known, self._services, self._extra = known, services or {}, extra or {}
+        self._known, self._services = known, services or {}
+        self.extra = dict(extra or {})
         self.arguments: tuple[str, ...] = ()
         self.ports = {port: free_port() for port in workload.ports}
         self._mounts = self._mount()
         self.log_path = self.folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.path = path
+
+    def listen(self, port: str, address: str, number: int | None = None) -> None:
+        """Have a server of Redis' listen at an address, and its probes ask there."""
+        self.ports[port] = number or self.ports[port]
+        self.arguments = ("--bind", address, "--port", str(self.ports[port]))
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            command = self.workload.main[probe]["exec"]["command"]
+            asks = f"valkey-cli -h {address} -p {self.ports[port]} "
+            command[-1] = re.sub(r"valkey-cli (-p \d+ )?", asks, command[-1])
 
     def start(self) -> Pod:
         """Run the init containers to their end, then start the container."""
@@ -205,7 +216,7 @@ class Pod:
         own = {name: LOOPBACK if text == "0.0.0.0" else self._here(text) for name, text in own.items()}  # noqa: S104
         for service, port in self._services.items():
             own = {name: text.replace(service, f"{LOOPBACK}:{port}") for name, text in own.items()}
-        return {**clean_environ(), "PATH": self.path, **own, **self._extra}
+        return {**clean_environ(), "PATH": self.path, **own, **self.extra}
 
 
 class Cluster:
@@ -219,23 +230,26 @@ class Cluster:
         self.services: dict[str, int] = {}
 
     def start_redis(self) -> Pod:
-        """Redis from its StatefulSet, on loopback."""
-        pod = self._pod("redis", "redis-0")
+        """Redis from its StatefulSet, on loopback, ready."""
+        pod = self.make_redis("redis-0")
         self.services["redis:6379"] = pod.ports["redis"]
+        return pod.start().wait_ready()
+
+    def make_redis(
+        self, name: str, address: str = LOOPBACK, port: int | None = None, extra: Mapping[str, str] | None = None
+    ) -> Pod:
+        """A pod of Redis at an address and port of its own, not started yet."""
+        pod = self.make("redis", name, extra)
+        pod.listen("redis", address, port)
         # Somebody who may look at everything: no user of the product can.
         self.secrets["bloomfarm-redis"]["admin"] = "admin"
         (pod.folder / "config" / "tests.acl").write_text("user admin on ~* &* +@all\n", encoding="utf-8")
         (pod.folder / "passwords" / "admin").write_text("admin", encoding="utf-8")
-        # The probes ask the default port of their pod, which is ours here.
-        pod.arguments = ("--bind", LOOPBACK, "--port", str(pod.ports["redis"]))
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            command = pod.workload.main[probe]["exec"]["command"]
-            command[-1] = command[-1].replace("valkey-cli ", f"valkey-cli -p {pod.ports['redis']} ")
-        return pod.start().wait_ready()
+        return pod
 
     def start(self, workload: str, name: str, **extra: str) -> Pod:
         """A pod of a workload; returns before it is ready."""
-        return self._pod(workload, name, extra).start()
+        return self.make(workload, name, extra).start()
 
     def url(self, user: str) -> str:
         """Where Redis is for one of its users."""
@@ -249,7 +263,8 @@ class Cluster:
         for pod in reversed(self.pods):
             pod.kill()
 
-    def _pod(self, workload: str, name: str, extra: Mapping[str, str] | None = None) -> Pod:
+    def make(self, workload: str, name: str, extra: Mapping[str, str] | None = None) -> Pod:
+        """A pod of a workload, not started yet."""
         found = self.build.workload(workload)
         pod = Pod(found, name, self.folder, self.secrets, self.path, services=self.services, extra=extra)
         self.pods.append(pod)
