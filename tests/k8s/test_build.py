@@ -114,3 +114,13 @@ def _custom_schema(found: Object) -> Object | None:
 def _is_built_in(found: Object) -> bool:
     group = found["apiVersion"].rpartition("/")[0]
     return "." not in group or group.endswith(".k8s.io")
+
+
+def test_the_guides_name_what_is_there() -> None:
+    """Every file that the deploy guides name exists, and their tables list every overlay and component."""
+    guides = {path.name: path.read_text(encoding="utf-8") for path in (ROOT.parent / "docs" / "deploy").glob("*.md")}
+    for name, text in guides.items():
+        for path in re.findall(r"`((?:k8s|tests)/[\w./-]+)`", text):
+            assert (ROOT.parent / path).exists(), f"{name}: {path}"
+    for listed in (*OVERLAYS, *COMPONENTS):
+        assert f"| `{listed}` |" in guides["kubernetes.md"], listed
