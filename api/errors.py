@@ -87,6 +87,14 @@ class StreamsFull(FarmError):
     http_status = 503
 
 
+class ServerStopping(FarmError):
+    """This process ends before the answer is there."""
+
+    code = "server_stopping"
+    retryable = True
+    http_status = 503
+
+
 class Gone(Exception):
     """The client went away; nobody waits for an answer."""
 

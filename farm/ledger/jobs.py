@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import redis
@@ -20,8 +20,8 @@ from farm.errors import IdempotencyConflict, InvalidRequest, JobGone, JobNotFoun
 from farm.ledger.admission import Rest, hopeless, refusal, too_late
 from farm.ledger.forecast import Standing, read
 from farm.ledger.scripts import Scripts
-from farm.ledger.views import view_of
-from farm.results import JobView
+from farm.ledger.views import logprobs_of, view_of
+from farm.results import JobView, TokenLogprobs
 from farm.settings import Settings
 
 SUBMIT_CHUNK = 100
@@ -70,6 +70,8 @@ class Piece:
     start: int
     tokens: list[tuple[int, str]]
     tail: str
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the same tokens, if the request asked for them."""
 
 
 class Jobs:
@@ -225,8 +227,9 @@ class Jobs:
             answers = pipe.execute()
         pieces: list[Piece | None] = []
         for (_, index), (state, tail), entries in zip(wanted, answers[::2], answers[1::2], strict=True):
-            tokens = [(entry[0], entry[1]) for entry in json.loads(f"[{','.join(entries)}]")]
-            pieces.append(Piece(JobState(state), index, tokens, tail or "") if state else None)
+            tokens = json.loads(f"[{','.join(entries)}]")
+            texts = [(token[0], token[1]) for token in tokens]
+            pieces.append(Piece(JobState(state), index, texts, tail or "", logprobs_of(tokens)) if state else None)
         return pieces
 
     def cancel(self, job_ids: Sequence[str]) -> list[JobState | None]:
