@@ -13,14 +13,14 @@ from api.answers import Header
 from api.errors import HostRefused, KeyRefused, ScopeMissing
 from api.requests import Call
 from api.service import Service
-from farm.ledger.keyring import SECRET_PREFIX, Keyring, Principal
+from farm.ledger.keyring import KEY_MARK, Keyring, Principal
 from farm.ledger.tenants import Allowance, Tenants
 from farm.settings import Settings
 
 REMEMBER_S = 4.0  # a revoked key opens nothing after 5 s; asking takes some of them
 MOST_REMEMBERED = 10_000
 TAKES_PER_CALL = 100
-OURS = SECRET_PREFIX.encode()
+OURS = KEY_MARK.encode()
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 Scope = Literal["submit", "read"]
