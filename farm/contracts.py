@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,12 +21,14 @@ from farm.errors import InvalidRequest, nearest
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 Text = Annotated[str, Field(max_length=512)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 MAX_STOPS = 4
 MAX_METADATA = 16
 MAX_PROMPT_CHARS = 4_000_000
 SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 HALF_PAIR = "holds half a surrogate pair, which is no text; repair it"
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _WANTED = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -62,17 +65,17 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    prompt: str | list[Annotated[int, Field(ge=0)]]
+    prompt: str | list[TokenId]
     """Text, or token ids."""
     model: str | None = None
     """A model's name or id; the farm's default when left out."""
     max_tokens: int = Field(64, ge=1, le=1_000_000)
     """How many tokens to generate at the most."""
-    min_tokens: int = Field(0, ge=0)
+    min_tokens: int = Field(0, ge=0, le=1_000_000)
     """How many tokens to generate before a stop counts."""
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False)
     """0 takes the likeliest token each time; 1 samples from the model's own distribution."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     """Sample among the k likeliest tokens; 0 means all."""
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     """Sample among the fewest tokens whose probabilities reach this sum."""
@@ -84,9 +87,9 @@ class Request(BaseModel):
     """Taken off the logits of tokens already generated, once for each time."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling repeatable; left out, it follows from the job's id."""
-    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=MAX_STOPS)
+    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default_factory=list, max_length=MAX_STOPS)
     """Strings that end the text, and are not part of it."""
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default=[], max_length=64)
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=64)
     """Tokens that end the text, and are not part of it."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Return each token's log probability and this many of the likeliest alternatives."""
@@ -98,7 +101,7 @@ class Request(BaseModel):
     """high goes before normal, normal before low."""
     deadline_s: float | None = Field(None, gt=0, le=30 * 86400, allow_inf_nan=False)
     """Seconds from submission after which the answer is worth nothing."""
-    metadata: dict[Annotated[str, Field(max_length=64)], Text] = Field(default={}, max_length=MAX_METADATA)
+    metadata: dict[Annotated[str, Field(max_length=64)], Text] = Field(default_factory=dict, max_length=MAX_METADATA)
     """Up to 16 pairs of strings that come back with the job."""
 
     @field_validator("stop", mode="before")
@@ -134,7 +137,7 @@ class Request(BaseModel):
 
     def to_json(self) -> str:
         """The request without its defaults, keys sorted: equal requests give equal text."""
-        return json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":"))
+        return _ENCODER.encode(self.model_dump(exclude_defaults=True))
 
 
 def fingerprint(text: str) -> str:
@@ -190,6 +193,7 @@ def _plain(number: float) -> str:
     return str(int(number)) if float(number).is_integer() else str(number)
 
 
+@lru_cache(maxsize=256)
 def model_name(model_id: str) -> str:
     """The short name of a model, used in queues and keys: the last part of a hub id or folder."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", model_id.rstrip("/").rsplit("/", 1)[-1]).lower()

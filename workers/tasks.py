@@ -16,7 +16,16 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from farm.broker import TASK
 from farm.contracts import JobState, Request, parse_request
-from farm.errors import FarmError, IdempotencyConflict, InvalidRequest, ServerFull, ServerUnreachable
+from farm.errors import (
+    DeadlineUnmeetable,
+    FarmError,
+    IdempotencyConflict,
+    InvalidRequest,
+    QueueFull,
+    QuotaExceeded,
+    ServerFull,
+    ServerUnreachable,
+)
 from farm.ledger.attempts import Claim, Refusal
 from farm.results import JobError, JobView
 from workers.aboard import Ending
@@ -147,10 +156,10 @@ def _adopt(host: Host, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict
         request = _foreign_request(host, args, kwargs)
         submission = host.jobs.place(request, job_id=task.request.id, plain=plain)
         [is_new] = host.jobs.submit([submission])
-    except (ServerUnreachable, ServerFull) as error:
+    except (ServerUnreachable, ServerFull, QueueFull, QuotaExceeded) as error:
         host.pause(REQUEUE_PAUSE_S)
         raise Reject(error, requeue=True) from error
-    except (InvalidRequest, IdempotencyConflict) as error:
+    except (InvalidRequest, IdempotencyConflict, DeadlineUnmeetable) as error:
         raise GenerationFailed(f"{error.code}: {error}") from None
     if is_new:
         raise Ignore

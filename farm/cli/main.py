@@ -45,6 +45,9 @@ COMMANDS = {
     "batch": Entry("farm.cli.batch", ASK, "Complete a file of prompts, and go on where an earlier run stopped."),
     "status": Entry("farm.cli.status", ASK, "Show how the farm stands, or one job."),
     "cancel": Entry("farm.cli.jobs", ASK, "End jobs that have not ended."),
+    "keys": Entry("farm.cli.keys", LOOK, "Make API keys, list and revoke them."),
+    "tenants": Entry("farm.cli.tenants", LOOK, "Show tenants' weights, limits and queues, or change them."),
+    "usage": Entry("farm.cli.tenants", LOOK, "Show the jobs and tokens of each tenant and day."),
     "plan": Entry("farm.cli.plan", LOOK, "Show how a model would lie on devices."),
     "doctor": Entry("farm.cli.doctor", LOOK, "Check server, ports, model and folder, and say what to do."),
 }

@@ -1,5 +1,6 @@
 -- Take a dispatched job for a worker. A repetition with the same nonce gets the same answer.
--- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, deadlines, and what an end touches.
+-- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, waiting, waiting_jobs, waiting_tokens,
+--   deadlines, and what an end touches.
 -- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms.
 -- Returns {'claimed', request, attempt, ms to the deadline or '', plain, created, tenant,
 --     token entries...},
