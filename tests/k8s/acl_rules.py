@@ -23,20 +23,22 @@ from farm.ledger import scripts
 REPOSITORY = Path(__file__).resolve().parents[2]
 RULES = REPOSITORY / "k8s" / "base" / "redis" / "users.acl"
 
-CLIENT = ("farm/ledger/jobs.py", "farm/ledger/streams.py")
-SUBMITTING = ("submit", "cancel", "position")
-# What each role runs of ours: scripts, and modules that send commands themselves.
+LEDGER = "farm/ledger/"
+CLIENT = ("jobs.py", "listing.py", "streams.py", "usage.py")
+SUBMITTING = ("submit", "cancel", "position", "mark")
+# What each role runs of ours: scripts, and modules of the ledger that send commands themselves.
 RUNS = {
     "producer": (SUBMITTING, CLIENT),
-    "api": (SUBMITTING, CLIENT),
+    "api": ((*SUBMITTING, "take"), (*CLIENT, "keyring.py", "overview.py", "tenants.py")),
     "worker": (
-        tuple(name for name in scripts.NAMES if name != "position"),
-        ("farm/ledger/jobs.py", "farm/ledger/upkeep.py", "farm/ledger/attempts.py", "workers/host.py"),
+        tuple(name for name in scripts.NAMES if name not in ("position", "take")),
+        ("jobs.py", "upkeep.py", "attempts.py", "../../workers/host.py"),
     ),
-    "monitor": ((), ("farm/ledger/overview.py",)),
+    "operator": (("cancel",), ("jobs.py", "keyring.py", "overview.py", "tenants.py", "usage.py")),
+    "monitor": ((), ("overview.py", "usage.py")),
 }
-# What modules above may write beside it, and no role does: tenants' weights are whoever's who runs the farm.
-NOBODYS = {"weights"}
+# Whoever runs the farm writes these, whatever else uses the same modules.
+OPERATORS = {"weights", "limits", "keys"}
 # What connecting and calling scripts takes, on no key.
 CONNECTION = {
     "auth",
@@ -49,13 +51,35 @@ CONNECTION = {
     "time",
     "info",
 }
-CONNECTION |= {"eval", "evalsha", "script|load", "script|exists", "waitaof", "multi", "exec", "watch", "unwatch"}
+CONNECTION |= {
+    "eval",
+    "evalsha",
+    "script|load",
+    "script|exists",
+    "wait",
+    "waitaof",
+    "multi",
+    "exec",
+    "watch",
+    "unwatch",
+}
 
 # The driver's names for commands that are called otherwise.
 COMMANDS = {"delete": "del", "client_id": "client|id", "client_unblock": "client|unblock"}
-NOT_COMMANDS = {"pipeline", "close", "execute", "register_script", "connection_pool"}
+NOT_COMMANDS = {"pipeline", "close", "execute", "execute_command", "transaction", "connection_pool"}
 READS = {"exists", "get", "hexists", "hget", "hgetall", "hkeys", "hmget", "llen", "lrange", "scard", "smembers"}
-READS |= {"srandmember", "xread", "xrevrange", "zcard", "zrange", "zrangebyscore", "zrank", "zscore"}
+READS |= {
+    "srandmember",
+    "xread",
+    "xrevrange",
+    "zcard",
+    "zrange",
+    "zrangebyscore",
+    "zrank",
+    "zrevrangebyscore",
+    "zscore",
+}
+READS |= {"hvals"}
 
 MARK = "    # the ledger, by python -m tests.k8s.acl_rules --write\n"
 Uses = set[tuple[str, str | None]]
@@ -100,8 +124,11 @@ def selectors(role: str) -> str:
     called, modules = RUNS[role]
     uses = {use for use in (*_of_scripts(called), *_of_modules(modules)) if use[0] not in CONNECTION}
     reads = {command for command, _ in uses if command in READS}
-    writes = {(command, family) for command, family in uses if command not in READS and family not in NOBODYS}
-    assert None not in {family for _, family in writes}, f"{role}: which keys do these write? {sorted(uses)}"
+    writes = {(command, family) for command, family in uses if command not in READS}
+    if role != "operator":
+        writes = {(command, family) for command, family in writes if family not in OPERATORS}
+    unknown = {command for command, family in writes if family is None}
+    assert not unknown, f"{role}: which keys do these write? {sorted(unknown)}"
     lines = [_line(["%R~{farm}:*"], reads)]
     if writes:
         lines.append(_line(sorted(_pattern(family) for _, family in writes), {command for command, _ in writes}))
@@ -148,9 +175,22 @@ def _family(expression: str, text: str, builders: dict[str, str]) -> str | None:
         return None
     if word[1] in builders:
         return builders[word[1]]
-    # A variable that holds the key.
-    held = re.search(rf"local {word[1]} = ([^\n]+)", text)
-    return _family(held[1], text, builders) if held and held[1] != expression else None
+    # A variable that holds the key, or a parameter: then a caller has it.
+    if held := re.search(rf"local {word[1]} = ([^\n]+)", text):
+        return _family(held[1], text, builders)
+    begins = re.match(r"local function (\w+)\(([^)]*)\)", text)
+    parameters = begins[2].split(", ") if begins else []
+    if begins is None or word[1] not in parameters:
+        return None
+    everything = _lua("common")
+    [given] = {call.split(", ")[parameters.index(word[1])] for call in _callers(begins[1], everything)}
+    around = next(body for body in _functions(everything).values() if f"{begins[1]}({given}" in body and body != text)
+    return _family(given, around, builders)
+
+
+def _callers(function: str, text: str) -> list[str]:
+    """The arguments of each call of a function."""
+    return re.findall(rf"(?<!function ){function}\(([^)]*)\)", text)
 
 
 def _builders(functions: dict[str, str]) -> dict[str, str]:
@@ -162,7 +202,7 @@ def _builders(functions: dict[str, str]) -> dict[str, str]:
 def _of_modules(paths: Iterable[str]) -> Iterator[tuple[str, str | None]]:
     """(command, family of its key) for what these modules send through a client or a pipeline."""
     for path in paths:
-        text = (REPOSITORY / path).read_text(encoding="utf-8")
+        text = (REPOSITORY / LEDGER / path).read_text(encoding="utf-8")
         for name, rest in re.findall(r"\b(?:client|pipe)\.([a-z_]+)\(([^\n]*)", text):
             if name in NOT_COMMANDS:
                 continue

@@ -21,12 +21,12 @@ from tests.k8s.manifests import build
 from tests.k8s.pods import Cluster
 
 USERS = acl_rules.users()
-ROLES = ("producer", "api", "worker", "flower", "monitor")
+ROLES = ("producer", "api", "worker", "operator", "flower", "monitor")
 
 # Who works, who leads, whether there is memory, what goes next: no business of those who submit.
-WORKERS_ALONE = {"workers", "worker", "names", "models", "beat", "grace", "leader", "full", "vclock"}
-# Whoever runs the farm writes these, with a password of their own.
-NOBODYS = {"weights"}
+WORKERS_ALONE = {"workers", "worker", "names", "models", "beat", "grace", "leader", "full", "vclock", "usage_days"}
+# What an API keeps of those who ask it.
+APIS_ALONE = {"pace", "keys_used"}
 WRITES = {
     "hash": ("HSET", "f", "v"),
     "list": ("RPUSH", "v"),
@@ -129,13 +129,22 @@ def test_nobody_can(admin: redis.Redis, command: str) -> None:
 
 @pytest.mark.parametrize("key", keys.KEYS, ids=lambda key: key.name)
 def test_who_writes_a_key(admin: redis.Redis, key: keys.Key) -> None:
-    """Workers write the ledger; producers and APIs what they submit and cancel; Flower and monitor nothing."""
+    """Workers write the ledger, producers and APIs what they submit and cancel, operators tenants' limits and API keys.
+
+    Flower and monitor write nothing, and only workers delete.
+    """
     name = keys.PREFIX + re.sub(r"<\w+>", "x", key.name)
     family = key.name.partition(":")[0]
     command, *rest = WRITES[key.type]
     writers = {role for role in ROLES if _may(admin, role, command, name, *rest)}
-    expected = {"worker"} if family in WORKERS_ALONE else {"worker", "producer", "api"}
-    assert writers == (set() if family in NOBODYS else expected)
+    if family in WORKERS_ALONE:
+        assert writers == {"worker"}
+    elif family in APIS_ALONE:
+        assert writers - {"operator"} == {"api"}
+    elif family in acl_rules.OPERATORS:
+        assert writers == {"operator"}
+    else:
+        assert writers - {"operator"} == {"worker", "producer", "api"}
     assert not [role for role in ROLES if role != "worker" and _may(admin, role, "DEL", name)]
 
 
