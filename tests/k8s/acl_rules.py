@@ -25,17 +25,17 @@ RULES = REPOSITORY / "k8s" / "base" / "redis" / "users.acl"
 
 LEDGER = "farm/ledger/"
 CLIENT = ("jobs.py", "listing.py", "streams.py", "usage.py")
-SUBMITTING = ("submit", "cancel", "position", "mark")
+SUBMITTING = {"submit", "cancel", "position", "pieces", "mark"} & set(scripts.NAMES)
 # What each role runs of ours: scripts, and modules of the ledger that send commands themselves.
 RUNS = {
     "producer": (SUBMITTING, CLIENT),
-    "api": ((*SUBMITTING, "take"), (*CLIENT, "keyring.py", "overview.py", "tenants.py")),
+    "api": (SUBMITTING | {"take"}, (*CLIENT, "keyring.py", "overview.py", "tenants.py")),
     "worker": (
-        tuple(name for name in scripts.NAMES if name not in ("position", "take")),
+        set(scripts.NAMES) - {"position", "pieces", "take"},
         ("jobs.py", "upkeep.py", "attempts.py", "../../workers/host.py"),
     ),
-    "operator": (("cancel",), ("jobs.py", "keyring.py", "overview.py", "tenants.py", "usage.py")),
-    "monitor": ((), ("overview.py", "usage.py")),
+    "operator": ({"cancel"}, ("jobs.py", "keyring.py", "overview.py", "tenants.py", "usage.py")),
+    "monitor": (set[str](), ("overview.py", "usage.py")),
 }
 # Whoever runs the farm writes these, whatever else uses the same modules.
 OPERATORS = {"weights", "limits", "keys"}
