@@ -64,9 +64,7 @@ class Trio:
         master = self.master()
         if master is None:
             return False
-        with self.client(master) as client:
-            replicas = client.info("replication")
-        if [replicas.get(f"slave{n}", {}).get("state") for n in range(2)] != ["online", "online"]:
+        if self.replicas(master) != ["online", "online"]:
             return False
         for address in self.sentinels:
             with self.sentinel(address) as sentinel:
@@ -74,6 +72,12 @@ class Trio:
                 if (about["num-other-sentinels"], about["num-slaves"]) != (2, 2):
                     return False
         return True
+
+    def replicas(self, address: str) -> list[str | None]:
+        """How a master's first two replicas stand."""
+        with self.client(address) as client:
+            about = client.info("replication")
+        return [about.get(f"slave{number}", {}).get("state") for number in range(2)]
 
     def fail_over(self) -> str:
         """Kill the master. Returns the next one, which has a replica that follows it."""
@@ -123,11 +127,17 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
         pod.extra = {**everywhere, **_folders(pod), "ME": address}
         sentinels[address] = pod
     try:
-        for pod in (*servers.values(), *sentinels.values()):
-            pod.start()
-        for pod in (*servers.values(), *sentinels.values()):
-            pod.wait_ready()
         made = Trio(cluster, servers, sentinels)
+        for pod in servers.values():
+            pod.start()
+        for pod in servers.values():
+            pod.wait_ready()
+        # Sentinels look for replicas when they start, and again after ten seconds.
+        wait_until(lambda: made.replicas(SERVERS[0]) == ["online", "online"], why="two replicas")
+        for pod in sentinels.values():
+            pod.start()
+        for pod in sentinels.values():
+            pod.wait_ready()
         for number, address in enumerate(SENTINELS):
             cluster.services[f"redis-sentinel-{number}.redis-sentinel:26379"] = f"{address}:{sentinel_port}"
         wait_until(made.is_whole, why="three servers and three Sentinels to find each other")
