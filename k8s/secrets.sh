@@ -13,7 +13,7 @@ echo "apiVersion: v1"
 echo "kind: Secret"
 echo "metadata: {name: bloomfarm-redis, namespace: $namespace}"
 echo "stringData:"
-for user in producer api worker flower monitor replica sentinel; do
+for user in producer api worker operator flower monitor replica sentinel; do
     echo "  $user: \"$(random)\""
 done
 echo "---"

@@ -51,8 +51,8 @@ def programs(folder: Path) -> str:
 class Pod:
     """One pod of a workload.
 
-    known: the Secrets. path: where programs are. services: where others are, as {"redis:6379": 40123}. extra: variables
-    that the manifest has otherwise. ``arguments`` go behind the command.
+    known: the Secrets. path: where programs are. services: where others are, as {"redis:6379": "127.0.0.1:40123"}.
+    extra: variables that the manifest has otherwise. ``arguments`` go behind the command.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Pod:
         known: Secrets,
         path: str,
         *,
-        services: Mapping[str, int] | None = None,
+        services: Mapping[str, str] | None = None,
         extra: Mapping[str, str] | None = None,
     ) -> None:
         self.workload = Workload(copy.deepcopy(workload.object), workload.build)
@@ -214,8 +214,8 @@ class Pod:
             if name in own:
                 own[name] = str(self.ports[port])
         own = {name: LOOPBACK if text == "0.0.0.0" else self._here(text) for name, text in own.items()}  # noqa: S104
-        for service, port in self._services.items():
-            own = {name: text.replace(service, f"{LOOPBACK}:{port}") for name, text in own.items()}
+        for service, place in self._services.items():
+            own = {name: text.replace(service, place) for name, text in own.items()}
         return {**clean_environ(), "PATH": self.path, **own, **self.extra}
 
 
@@ -227,12 +227,12 @@ class Cluster:
         self.secrets = secrets()
         self.path = programs(folder / "bin")
         self.pods: list[Pod] = []
-        self.services: dict[str, int] = {}
+        self.services: dict[str, str] = {}
 
     def start_redis(self) -> Pod:
         """Redis from its StatefulSet, on loopback, ready."""
         pod = self.make_redis("redis-0")
-        self.services["redis:6379"] = pod.ports["redis"]
+        self.services["redis:6379"] = f"{LOOPBACK}:{pod.ports['redis']}"
         return pod.start().wait_ready()
 
     def make_redis(
@@ -253,7 +253,7 @@ class Cluster:
 
     def url(self, user: str) -> str:
         """Where Redis is for one of its users."""
-        return f"redis://{user}:{self.secrets['bloomfarm-redis'][user]}@{LOOPBACK}:{self.services['redis:6379']}/0"
+        return f"redis://{user}:{self.secrets['bloomfarm-redis'][user]}@{self.services['redis:6379']}/0"
 
     def client(self, user: str) -> redis.Redis:
         made: redis.Redis = redis.Redis.from_url(self.url(user), decode_responses=True)

@@ -17,29 +17,16 @@ from farm import keys
 from farm.ledger import scripts
 from tests.k8s import acl_rules
 from tests.k8s.acl_rules import Rights
-from tests.k8s.manifests import ROOT, build
+from tests.k8s.manifests import build
 from tests.k8s.pods import Cluster
 
-USERS = acl_rules.users(ROOT / "base" / "redis" / "users.acl")
-ROLES = ("producer", "api", "worker", "flower", "monitor")
+USERS = acl_rules.users()
+ROLES = ("producer", "api", "worker", "operator", "flower", "monitor")
 
-# What each role runs of ours: scripts, and modules that send commands themselves.
-CLIENT = ("farm/ledger/jobs.py", "farm/ledger/streams.py", "farm/ledger/scripts/__init__.py")
-RUNS = {
-    "producer": (("submit", "cancel", "position"), CLIENT),
-    "api": (("submit", "cancel", "position"), CLIENT),
-    "worker": (
-        tuple(name for name in scripts.NAMES if name != "position"),
-        ("farm/ledger/jobs.py", "farm/ledger/upkeep.py", "farm/ledger/attempts.py", "workers/host.py"),
-    ),
-    "monitor": ((), ("farm/ledger/overview.py",)),
-}
-# What connecting and calling scripts takes, on no key.
-CONNECTION = {"auth", "hello", "ping", "client|setinfo", "client|id", "client|unblock", "time", "info"}
-CONNECTION |= {"eval", "evalsha", "script|load", "script|exists", "waitaof", "multi", "exec", "watch", "unwatch"}
-
-# Who works, who leads, what tenants are worth: no business of those who submit.
-WORKERS_ALONE = {"dead", "workers", "worker", "names", "models", "beat", "grace", "leader", "full", "vclock", "weights"}
+# Who works, who leads, whether there is memory, what goes next: no business of those who submit.
+WORKERS_ALONE = {"workers", "worker", "names", "models", "beat", "grace", "leader", "full", "vclock", "usage_days"}
+# What an API keeps of those who ask it.
+APIS_ALONE = {"pace", "keys_used"}
 WRITES = {
     "hash": ("HSET", "f", "v"),
     "list": ("RPUSH", "v"),
@@ -107,18 +94,16 @@ def _may(admin: redis.Redis, user: str, *command: str) -> bool:
     return said in ("OK", b"OK")
 
 
-def _ledger(role: str) -> set[str]:
-    return set().union(*(rights.commands for rights in USERS[role][1:] if rights.is_of_the_ledger))
+def test_a_role_has_what_its_code_needs_and_no_more() -> None:
+    """On the ledger a role may send the commands of its scripts and modules, and write the keys that they write."""
+    text = acl_rules.RULES.read_text(encoding="utf-8")
+    assert text == acl_rules.written(text), "run python -m tests.k8s.acl_rules --write and look at what has changed"
 
 
-@pytest.mark.parametrize("role", RUNS)
-def test_a_role_has_the_commands_of_its_code_and_no_other(role: str) -> None:
-    """On the ledger's keys a role may send exactly what its scripts and modules send."""
-    called, modules = RUNS[role]
-    need = (acl_rules.of_scripts(*called) | acl_rules.of_modules(*modules)) - CONNECTION
-    assert _ledger(role) == need, (
-        f"users.acl, user {role}: add {sorted(need - _ledger(role))}, take away {sorted(_ledger(role) - need)}"
-    )
+def test_every_script_is_some_roles() -> None:
+    """Each script of the ledger is called by a role, so that its rights are looked at."""
+    called = {name for names, _ in acl_rules.RUNS.values() for name in names}
+    assert called == set(scripts.NAMES)
 
 
 def test_rights_are_spelled_out() -> None:
@@ -144,12 +129,22 @@ def test_nobody_can(admin: redis.Redis, command: str) -> None:
 
 @pytest.mark.parametrize("key", keys.KEYS, ids=lambda key: key.name)
 def test_who_writes_a_key(admin: redis.Redis, key: keys.Key) -> None:
-    """Workers write the ledger; producers and APIs what submitting and cancelling touch; Flower and monitor nothing."""
+    """Workers write the ledger, producers and APIs what they submit and cancel, operators tenants' limits and API keys.
+
+    Flower and monitor write nothing, and only workers delete.
+    """
     name = keys.PREFIX + re.sub(r"<\w+>", "x", key.name)
     family = key.name.partition(":")[0]
     command, *rest = WRITES[key.type]
     writers = {role for role in ROLES if _may(admin, role, command, name, *rest)}
-    assert writers == ({"worker"} if family in WORKERS_ALONE else {"worker", "producer", "api"})
+    if family in WORKERS_ALONE:
+        assert writers == {"worker"}
+    elif family in APIS_ALONE:
+        assert writers - {"operator"} == {"api"}
+    elif family in acl_rules.OPERATORS:
+        assert writers == {"operator"}
+    else:
+        assert writers - {"operator"} == {"worker", "producer", "api"}
     assert not [role for role in ROLES if role != "worker" and _may(admin, role, "DEL", name)]
 
 

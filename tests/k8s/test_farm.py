@@ -17,6 +17,7 @@ import pytest
 from celery import Celery, chord, group
 
 from farm import Farm
+from farm.cli.main import COMMANDS
 from farm.contracts import JobState
 from farm.settings import Settings, load_settings
 from tests.conftest import tool, wait_until
@@ -24,22 +25,20 @@ from tests.k8s.manifests import build, clean_environ
 from tests.k8s.pods import LOOPBACK, Cluster, Pod
 
 MAIN, BACKUP = "bloom7b1-inference", "bloom7b1-inference-backup"
+PODS = {MAIN: "main-0", BACKUP: "backup-0", "bloomfarm-system": "system-0", "bloomfarm-flower": "flower-0"}
+if "api" in COMMANDS:
+    PODS["bloom7b1-inference-api"] = "api-0"
 # The image has its kernels compiled; here the developer's cache has them.
 WARM = {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Redis, a worker of each pool, a system worker and Flower, all ready."""
+    """Redis, a worker of each pool, a system worker, Flower and an API, all ready."""
     running = Cluster(build("local", ("monitoring",)), tmp_path_factory.mktemp("cluster"))
     try:
         running.start_redis()
-        for workload, name in (
-            (MAIN, "main-0"),
-            (BACKUP, "backup-0"),
-            ("bloomfarm-system", "system-0"),
-            ("bloomfarm-flower", "flower-0"),
-        ):
+        for workload, name in PODS.items():
             running.start(workload, name, **WARM)
         for pod in running.pods:
             pod.wait_ready()
@@ -124,6 +123,30 @@ def test_flower_sees_workers_and_tasks(cluster: Cluster) -> None:
     assert not _denials(cluster)
 
 
+@pytest.mark.skipif("api" not in COMMANDS, reason="this farm has no REST API")
+def test_the_api_answers_with_a_key_of_the_operators(cluster: Cluster) -> None:
+    """The operator makes a key; with it, and not without, the API takes a job, answers it and lists it."""
+    farm = ["farm", "keys", "create", "--tenant", "shop", "--json"]
+    environ = {**clean_environ(), "FARM_REDIS__URL": cluster.url("operator"), "PATH": cluster.path}
+    made = json.loads(subprocess.run(farm, env=environ, capture_output=True, text=True, timeout=60, check=True).stdout)
+    url = f"http://{LOOPBACK}:{_pod(cluster, 'api-0').ports['http']}/v1/jobs"
+    body = json.dumps({"prompt": "A goat", "max_tokens": 4}).encode()
+
+    def ask(address: str, data: bytes | None = None, **headers: str) -> tuple[int, Any]:
+        request = urllib.request.Request(address, data, {"Content-Type": "application/json", **headers})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            return answer.status, json.load(answer)
+
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        ask(url, body)
+    key = {"Authorization": f"Bearer {made['secret']}"}
+    status, job = ask(url, body, **key, **{"Idempotency-Key": "order-7"})
+    assert status == 202
+    assert ask(url, body, **key, **{"Idempotency-Key": "order-7"})[1]["id"] == job["id"], "a repeated submit is one job"
+    assert ask(f"{url}/{job['id']}?wait=30", **key)[1]["state"] == "succeeded"
+    assert not _denials(cluster)
+
+
 def test_the_monitor_can_look(cluster: Cluster) -> None:
     """With the monitor's password: farm status, and Prometheus' exporter as the manifest runs it."""
     environ = {**clean_environ(), "FARM_REDIS__URL": cluster.url("monitor"), "PATH": cluster.path}
@@ -167,8 +190,6 @@ def test_a_drained_pod_loses_no_job(cluster: Cluster) -> None:
     assert handed_over, "the drain came too late to mean anything"
     assert all(view.state is JobState.SUCCEEDED and view.strikes == 0 for view in views)
     assert not _denials(cluster)
-    # As a Deployment would: another pod, another name.
-    cluster.start(MAIN, "main-1", **WARM).wait_ready()
 
 
 def main_worker(cluster: Cluster) -> str | None:

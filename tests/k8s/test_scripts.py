@@ -62,7 +62,7 @@ def test_secrets_are_random_and_complete() -> None:
         for _ in "12"
     ]
     values = [value for text in made for found in yaml.safe_load_all(text) for value in found["stringData"].values()]
-    assert len(values) == len(set(values)) == 2 * 8
+    assert len(values) == len(set(values)) == 2 * 9
     assert all(len(value.rpartition(":")[2]) == 48 for value in values)
     needed = {
         entry["valueFrom"]["secretKeyRef"]["key"]
