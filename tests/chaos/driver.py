@@ -95,6 +95,10 @@ class Driver:
         place, is_lost = self._bed.places[fault.target], fault.kind == "lose-worker"
         if fault.kind == "freeze-worker":
             return place.thaw if place.freeze(engine_only=False) else None
+        if fault.kind == "part-worker":
+            assert place.proxy is not None, "workers are parted from the server by their proxies"
+            place.proxy.refuse()
+            return place.proxy.accept
         how = signal.SIGTERM if fault.kind == "terminate-worker" else signal.SIGKILL
         return (lambda: self._start(place, is_lost)) if place.signal(how, with_engine=is_lost) else None
 

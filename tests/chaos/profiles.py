@@ -12,17 +12,19 @@ ALL_WORKER: tuple[Kind, ...] = (
     "lose-worker",
     "terminate-worker",
     "freeze-worker",
+    "part-worker",
     "kill-engine",
     "freeze-engine",
 )
-ALL_NETWORK: tuple[Kind, ...] = ("cut", "refuse", "stall", "delay", "drop-reply", "drop-reply", "cut-request")
+ALL_NETWORK: tuple[Kind, ...] = ("cut", "refuse", "stall", "delay", "drop-reply", "cut-request")
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """What clients do: so many threads over so many ``Farm`` objects, each submitting batches and following its jobs.
 
-    ``jobs`` None means: until the time is up. ``deadlines`` is the share of jobs that have one,
+    ``jobs`` None means: until the time is up. ``long`` is the share of jobs that take seconds, so that they outlive a
+    lease. ``deadlines`` is the share of jobs that have one,
     ``requests`` how many different prompts the real model gets.
     ``follow`` weighs what a client does with a job that it submitted.
     """
@@ -32,6 +34,8 @@ class Load:
     farms: int = 3
     batch: int = 20
     tokens: tuple[int, int] = (4, 32)
+    long: float = 0.0
+    long_tokens: tuple[int, int] = (100, 400)
     deadlines: float = 0.0
     requests: int = 0
     follow: dict[str, int] = field(
@@ -51,6 +55,7 @@ class Profile:
     workers: int = 3
     slots: int = 16
     step_s: float = 0.01
+    lease_s: float = 10.0
     engine: Literal["stamping", "tiny-bloom"] = "stamping"
     has_proxies: bool = False
     appendfsync: str = "everysec"
@@ -85,13 +90,33 @@ NETWORK = replace(
 MIXED = Profile(
     "mixed",
     "everything at once: kills, freezes and drains of workers, engines and the server, and a bad network",
-    (Rhythm(1.5, ALL_WORKER), Rhythm(9.0, ("kill-server", "stop-server", "freeze-server")), Rhythm(1.0, ALL_NETWORK)),
-    Load(tokens=(4, 64), deadlines=0.03),
+    (
+        Rhythm(2.0, ALL_WORKER),
+        Rhythm(10.0, ("kill-server", "stop-server", "freeze-server")),
+        Rhythm(3.0, ("cut", "refuse", "stall", "delay")),
+        Rhythm(0.7, ("drop-reply",)),
+        Rhythm(2.0, ("cut-request",)),
+    ),
+    Load(clients=24, batch=10, tokens=(4, 64), long=0.15, deadlines=0.03),
     30,
+    step_s=0.02,
+    lease_s=2.0,
     has_proxies=True,
     appendfsync="always",
     durability="fsync",
     worker_settings={"ENGINE__WATCHDOG_S": 4},
+)
+STALE = Profile(
+    "stale",
+    "workers are cut off or frozen for longer than a lease while others go on with their jobs",
+    (Rhythm(4.0, ("part-worker", "freeze-worker"), spans=(3.0, 3.8)),),
+    Load(clients=12, batch=4, tokens=(150, 350), follow={"wait": 2, "stream": 1, "leave": 1}),
+    30,
+    workers=2,
+    slots=32,
+    step_s=0.02,
+    lease_s=2.0,
+    has_proxies=True,
 )
 RECOVERY = Profile(
     "recovery",
@@ -128,4 +153,6 @@ EXACT = Profile(
     workers=2,
     engine="tiny-bloom",
 )
-PROFILES = {profile.name: profile for profile in (KILLS, SERVER, NETWORK, MIXED, RECOVERY, ENGINES, WASTE, EXACT)}
+PROFILES = {
+    profile.name: profile for profile in (KILLS, SERVER, NETWORK, MIXED, STALE, RECOVERY, ENGINES, WASTE, EXACT)
+}

@@ -31,10 +31,11 @@ def prompts_of(profile: Profile) -> Prompts:
     if profile.engine == "tiny-bloom":
         known = twins(profile)
         return lambda _number, dice: dict(dice.choice(known))
-    lengths = profile.load.tokens
+    load = profile.load
 
     def made_up(number: int, dice: random.Random) -> dict[str, Any]:
         words = " ".join(dice.choices(WORDS, k=dice.randint(1, 12)))
+        lengths = load.long_tokens if dice.random() < load.long else load.tokens
         return {"prompt": f"number {number} {words}", "max_tokens": dice.randint(*lengths)}
 
     return made_up

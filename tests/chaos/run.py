@@ -26,9 +26,9 @@ from tests.chaos.profiles import Profile
 from tests.chaos.prompts import by_rule, prompts_of, twins, undisturbed
 from tests.chaos.record import Asked, History, Recorder
 from tests.chaos.schedule import Schedule
-from tests.chaos.testbed import LEASE_S, Testbed
+from tests.chaos.testbed import Testbed
 
-SETTLE_S = 60.0 + LEASE_S  # how long all may take to end once nothing goes wrong any more
+SETTLE_S = 60.0  # how long all may take to end once nothing goes wrong any more
 HEAR_S = 10.0  # how long clients may take to hear of it
 DRAIN_S = 20.0
 SAY_EVERY_S = 5.0

@@ -9,13 +9,14 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
 Kind = Literal[
     "kill-worker",  # SIGKILL; its successor has its name
     "lose-worker",  # SIGKILL with its engine; its successor has another name, as on another machine
     "terminate-worker",  # SIGTERM: it drains
-    "freeze-worker",  # SIGSTOP, engine too; longer than a lease makes it a stale owner
+    "freeze-worker",  # SIGSTOP, engine too
+    "part-worker",  # the server can't be reached; longer than a lease makes it a stale owner whose engine goes on
     "kill-engine",
     "freeze-engine",  # longer than the watchdog has it replaced
     "kill-server",
@@ -31,8 +32,10 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ON_SERVER: frozenset[Kind] = frozenset({"kill-server", "stop-server", "freeze-server"})
 ON_NETWORK: frozenset[Kind] = frozenset({"cut", "refuse", "stall", "delay", "drop-reply", "cut-request"})
+ON_PROXY: frozenset[Kind] = ON_NETWORK | {"part-worker"}
 ON_SCRIPT: frozenset[Kind] = frozenset({"drop-reply", "cut-request"})
 
+T = TypeVar("T")
 CLIENTS = "clients"
 SERVER = "server"
 OF_CLIENTS = ("submit", "cancel")
@@ -44,9 +47,10 @@ SPANS: dict[Kind, tuple[float, float]] = {
     "kill-worker": (0.0, 1.0),
     "lose-worker": (0.0, 1.0),
     "terminate-worker": (0.5, 1.0),
-    "freeze-worker": (1.0, 16.0),
+    "freeze-worker": (0.5, 5.0),
+    "part-worker": (1.0, 5.0),
     "kill-engine": (0.0, 0.0),
-    "freeze-engine": (1.0, 8.0),
+    "freeze-engine": (1.0, 6.0),
     "kill-server": (0.0, 1.0),
     "stop-server": (0.0, 1.0),
     "freeze-server": (0.5, 4.0),
@@ -81,7 +85,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Rhythm:
-    """Faults of some kinds, one every ``every_s`` seconds: the kind, the target and the span are drawn."""
+    """Faults of some kinds, one every ``every_s`` seconds; target and span are drawn, and so is the order of the kinds.
+
+    Each kind has its turn before one comes again.
+    """
 
     every_s: float
     kinds: tuple[Kind, ...]
@@ -127,24 +134,46 @@ def draw(seed: int, profile: str, rhythms: Sequence[Rhythm], seconds: float, wor
     faults: list[Fault] = []
     for number, rhythm in enumerate(rhythms):
         dice = random.Random(f"{seed}/{number}")
+        kinds = Deck(dice, rhythm.kinds)
+        scripts = {True: Deck(dice, OF_CLIENTS), False: Deck(dice, OF_WORKERS)}
         for beat in range(1, int(seconds / rhythm.every_s) + 1):
-            for fault in _drawn(dice, beat * rhythm.every_s, rhythm, workers):
-                span = (fault.at_s, fault.at_s + fault.for_s + RECOVERY_S)
-                held = busy.setdefault(fault.target, [])
-                if not any(span[0] < end and start < span[1] for start, end in held):
-                    held.append(span)
-                    faults.append(fault)
+            kind = kinds.top
+            at_s = round((beat + dice.uniform(-0.25, 0.25)) * rhythm.every_s, 2)
+            for_s = round(dice.uniform(*(rhythm.spans or SPANS[kind])), 2)
+            end_s = at_s + for_s + (0.0 if kind in ON_SCRIPT else RECOVERY_S)
+            for target in _targets(dice, kind, workers):
+                held = busy.setdefault(target, [])
+                if not any(at_s < end and start < end_s for start, end in held):
+                    held.append((at_s, end_s))
+                    script = scripts[target == CLIENTS].draw() if kind in ON_SCRIPT else ""
+                    faults.append(Fault(at_s, kinds.draw(), target, for_s, script))
                     break
     return Schedule(seed, profile, seconds, tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
 
-def _drawn(dice: random.Random, beat_s: float, rhythm: Rhythm, workers: Sequence[str]) -> list[Fault]:
-    """A fault somewhere in its beat, at each target that it may have, in an order that is drawn too."""
-    at_s = round(beat_s + dice.uniform(-0.25, 0.25) * rhythm.every_s, 2)
-    kind = dice.choice(rhythm.kinds)
-    for_s = round(dice.uniform(*(rhythm.spans or SPANS[kind])), 2)
+def _targets(dice: random.Random, kind: Kind, workers: Sequence[str]) -> list[str]:
+    """Where a fault of a kind may be, in an order that is drawn."""
     targets = [SERVER] if kind in ON_SERVER else [*workers, CLIENTS] if kind in ON_NETWORK else list(workers)
     dice.shuffle(targets)
-    of = {target: OF_CLIENTS if target == CLIENTS else OF_WORKERS for target in targets}
-    scripts = {target: dice.choice(of[target]) if kind in ON_SCRIPT else "" for target in targets}
-    return [Fault(at_s, kind, target, for_s, scripts[target]) for target in targets]
+    return targets
+
+
+class Deck(Generic[T]):
+    """Things to draw, each once before one comes again."""
+
+    def __init__(self, dice: random.Random, things: Sequence[T]) -> None:
+        self._dice = dice
+        self._things = things
+        self._left: list[T] = []
+
+    @property
+    def top(self) -> T:
+        """What is drawn next."""
+        self._left = self._left or self._dice.sample(self._things, len(self._things))
+        return self._left[-1]
+
+    def draw(self) -> T:
+        """Take it."""
+        top = self.top
+        self._left.pop()
+        return top

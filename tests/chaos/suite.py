@@ -14,19 +14,19 @@ from benchmarks.report import commit, machine
 from tests.chaos import ledger
 from tests.chaos.commands import SLOTS, TOKENS, measure
 from tests.chaos.figures import Figures
-from tests.chaos.profiles import ENGINES, EXACT, KILLS, MIXED, NETWORK, RECOVERY, SERVER, WASTE, Profile
+from tests.chaos.profiles import ENGINES, EXACT, KILLS, MIXED, NETWORK, RECOVERY, SERVER, STALE, WASTE, Profile
 from tests.chaos.run import Verdict, run
 from tests.chaos.schedule import draw
-from tests.chaos.testbed import LEASE_S, worker_names
+from tests.chaos.testbed import worker_names
 
 OVERRUN_S = 2.0
-WORKER_BACK_S = LEASE_S + 2.0
+WORKER_BACK_S = RECOVERY.lease_s + 2.0
 ENGINE_BACK_S = 3.0
 REPEATED = 0.02
 SCHEDULES = 1_000
 COMMANDS = 0.1
 COUNT_S = 10.0
-RUNS = (KILLS, SERVER, NETWORK, MIXED, RECOVERY, ENGINES, WASTE, EXACT)
+RUNS = (KILLS, SERVER, NETWORK, MIXED, STALE, RECOVERY, ENGINES, WASTE, EXACT)
 
 
 @dataclass(frozen=True, slots=True)

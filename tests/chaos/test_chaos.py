@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.profiles import EXACT, MIXED, Profile
+from tests.chaos.profiles import EXACT, MIXED, STALE, Profile
 from tests.chaos.run import Verdict, run
 from tests.chaos.schedule import draw
 from tests.chaos.testbed import worker_names
@@ -29,14 +29,22 @@ def carry_out(profile: Profile, folder: Path) -> Verdict:
 def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
     """While workers, engines and the server are killed, frozen and drained and the network fails, every acknowledged
     job ends once, streams say what results say, nobody writes stale tokens, and nothing is left over."""
-    found = carry_out(MIXED.resized(seconds=24), tmp_path / "mixed").figures
+    found = carry_out(MIXED.resized(seconds=16), tmp_path / "mixed").figures
     assert sum(found.faults.values()) > 15, "the schedule was not carried out"
-    assert found.resumed > 10, "nothing was interrupted"
+    assert found.resumed > 0, "nothing was interrupted"
+
+
+@pytest.mark.timeout(240)
+def test_who_was_cut_off_writes_nothing_stale(tmp_path: Path) -> None:
+    """Workers that are cut off or frozen for longer than a lease, engines running or not, find their jobs elsewhere
+    when they are back: not one of their tokens or outcomes gets in."""
+    found = carry_out(STALE.resized(seconds=9), tmp_path / "stale").figures
+    assert found.resumed > 0, "nobody was overtaken"
 
 
 @pytest.mark.timeout(240)
 def test_killed_jobs_say_what_undisturbed_ones_say(tmp_path: Path) -> None:
     """With the real tiny-bloom the texts of jobs whose workers and engines were killed are those of an undisturbed run,
     token for token, greedy and sampled."""
-    found = carry_out(EXACT.resized(seconds=12), tmp_path / "exact").figures
-    assert found.resumed > 5, "nothing was interrupted"
+    found = carry_out(EXACT.resized(seconds=9), tmp_path / "exact").figures
+    assert found.resumed > 0, "nothing was interrupted"

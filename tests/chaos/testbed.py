@@ -27,7 +27,6 @@ from tests.chaos.schedule import CLIENTS
 from tests.commands import environ
 from tests.conftest import wait_until
 
-LEASE_S = 10.0
 READY_S = 90.0
 GLANCE_S = 0.5  # how long looking at the ledger may hold up a fault
 
@@ -84,7 +83,7 @@ class Testbed:
             ENGINE__SYNTHETIC_STEP_S=self.profile.step_s,
             ENGINE__MAX_SLOTS=self.profile.slots,
             ENGINE__THREADS=1,
-            LEASE__LEASE_S=LEASE_S,
+            LEASE__LEASE_S=self.profile.lease_s,
             LOGS__FORMAT="json",
             **self.profile.worker_settings,
         )

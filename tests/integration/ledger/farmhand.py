@@ -300,7 +300,9 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
         "dead": (["finished", "dead"],),
     }
     for job_id, job in jobs.items():
-        assert places[job_id] in allowed.get(job["state"], (["finished"],)), f"{job_id} {job['state']}: {places}"
+        assert places[job_id] in allowed.get(job["state"], (["finished"],)), (
+            f"{job_id} {job['state']}: {places[job_id]}"
+        )
         is_over = job["state"] in ENDED
         assert is_over == ("finished" in job)
         has_deadline = job_id in get("deadlines", {})
