@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check fast bench clean
+.PHONY: help demo up test check fast bench chaos clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten min
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.compare --docs
+
+chaos: $(VENV)/.dev  ## break a farm in every way for ten minutes, and see that it keeps docs/guarantees.md
+	$(BIN)/python -m tests.chaos --all
 
 clean:  ## remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.chaos import suite
-from tests.chaos.profiles import PROFILES
+from tests.chaos.profiles import PROFILES, Profile
 from tests.chaos.run import Verdict, judge, run
 from tests.chaos.schedule import Schedule, draw
 from tests.chaos.testbed import worker_names
@@ -21,14 +21,18 @@ EPILOG = "profiles:\n" + "\n".join(f"  {name:<10} {profile.about}" for name, pro
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, print figures, and return 0 if every promise was kept, 1 if not."""
+    """Run, print figures, and return 0 if every promise was kept, 1 if not, 2 for a file that is no run of ours."""
     args = _arguments(argv)
-    if args.check:
-        return _report(judge(args.check))
     if args.all:
-        return suite.main(_seed(args), _folder(args))
-    schedule = _schedule(args)
-    profile = PROFILES[schedule.profile].resized(seconds=schedule.seconds, jobs=args.jobs)
+        return suite.main(_seed(args), _folder(args), to_docs=args.docs)
+    try:
+        if args.check:
+            return _report(judge(args.check))
+        schedule = _schedule(args)
+        profile = _profile(schedule.profile).resized(seconds=schedule.seconds, jobs=args.jobs)
+    except (OSError, ValueError) as error:
+        print(f"python -m tests.chaos: {error}", file=sys.stderr)
+        return 2
     if args.dry_run:
         print(schedule)
         return 0
@@ -57,6 +61,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, help="how long faults go on at most; the profile's own unless given")
     add("--jobs", type=int, help="end when so many jobs are over")
     add("--keep", type=Path, metavar="DIR", help="keep everything here, also when all went well")
+    add("--docs", action="store_true", help="with --all: write the table into docs/guarantees.md")
     add("--dry-run", action="store_true", help="print the schedule and do nothing")
     args = parser.parse_args(argv)
     if args.keep and args.keep.exists() and any(args.keep.iterdir()):
@@ -77,6 +82,12 @@ def _schedule(args: argparse.Namespace) -> Schedule:
         return Schedule.from_json(args.replay.read_text(encoding="utf-8"))
     profile = PROFILES[args.profile].resized(seconds=args.seconds)
     return draw(_seed(args), profile.name, profile.rhythms, profile.seconds, worker_names(profile))
+
+
+def _profile(name: str) -> Profile:
+    if name not in PROFILES:
+        raise ValueError(f"no schedule: {name} is no profile")
+    return PROFILES[name]
 
 
 def _report(verdict: Verdict) -> int:

@@ -129,7 +129,7 @@ RECOVERY = Profile(
 ENGINES = Profile(
     "engines",
     "the one worker's engine is killed, a real one: how soon do its jobs run again",
-    (Rhythm(5.0, ("kill-engine",)),),
+    (Rhythm(8.0, ("kill-engine",)),),
     Load(clients=8, batch=4, tokens=(100, 300), follow={"wait": 1}, requests=12),
     40,
     workers=1,
