@@ -67,12 +67,20 @@ class Client(threading.Thread):
         self._recorder = recorder
         self._readers = itertools.count(number * 1_000_000)
         self.given_up = threading.Event()
+        self.error: BaseException | None = None
+        """What ended it, if that is no error of the farm's."""
 
     @property
     def _farm(self) -> Farm:
         return self._dice.choice(self._farms)
 
     def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = error
+
+    def _work(self) -> None:
         while numbers := self._quota.take(self._load.batch):
             jobs = self._submit([self._ask(number) for number in numbers])
             ways = self._dice.choices(list(self._load.follow), list(self._load.follow.values()), k=len(jobs))
@@ -239,7 +247,7 @@ def _told(answer: Any) -> dict[str, Any]:
 
 
 def close(farms: list[Farm], clients: list[Client], timeout_s: float) -> None:
-    """Have clients give up: whoever still waits is told that its farm is closed."""
+    """Have clients give up: whoever still waits is told that its farm is closed. Raises what ended one before."""
     for client in clients:
         client.given_up.set()
     for farm in farms:
@@ -247,3 +255,5 @@ def close(farms: list[Farm], clients: list[Client], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     for client in clients:
         client.join(max(0.0, deadline - time.monotonic()))
+        if client.error is not None:
+            raise client.error

@@ -24,8 +24,7 @@ class Load:
     """What clients do: so many threads over so many ``Farm`` objects, each submitting batches and following its jobs.
 
     ``jobs`` None means: until the time is up. ``long`` is the share of jobs that take seconds, so that they outlive a
-    lease. ``deadlines`` is the share of jobs that have one,
-    ``requests`` how many different prompts the real model gets.
+    lease; ``deadlines`` the share of jobs that have one. ``requests`` is how many different prompts the real model gets.
     ``follow`` weighs what a client does with a job that it submitted.
     """
 
@@ -72,7 +71,7 @@ KILL = Rhythm(2.0, ("kill-worker", "lose-worker"))
 SERVER_KILL = Rhythm(20.0, ("kill-server",))
 VOLUME = Load(jobs=10_000, deadlines=0.03)
 
-KILLS = Profile("kills", "10,000 jobs, 3 workers, a random kill -9 every 2 s", (KILL,), VOLUME, 300)
+KILLS = Profile("kills", "10,000 jobs, 3 workers, a random kill -9 every 2 s", (KILL,), VOLUME, 400)
 SERVER = replace(
     KILLS,
     name="server",
