@@ -24,7 +24,7 @@ class Load:
     """What clients do: so many threads over so many ``Farm`` objects, each submitting batches and following its jobs.
 
     ``jobs`` None means: until the time is up. ``long`` is the share of jobs that take seconds, so that they outlive a
-    lease; ``deadlines`` the share of jobs that have one. ``requests`` is how many different prompts the real model gets.
+    lease; ``deadlines`` the share of those that have one. ``requests`` is how many prompts the real model gets, and
     ``follow`` weighs what a client does with a job that it submitted.
     """
 
