@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run, print figures, and return 0 if every promise was kept, 1 if not, 2 for a file that is no run of ours."""
     args = _arguments(argv)
     if args.all:
-        return suite.main(_seed(args), _folder(args), to_docs=args.docs)
+        return suite.main(_seed(args), _folder(args), keeps_all=args.keep is not None, to_docs=args.docs)
     try:
         if args.check:
             return _report(judge(args.check))

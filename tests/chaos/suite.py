@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -29,13 +30,13 @@ COUNT_S = 10.0
 RUNS = (KILLS, SERVER, NETWORK, MIXED, STALE, RECOVERY, ENGINES, WASTE, EXACT)
 
 
-def main(seed: int, folder: Path, *, to_docs: bool = False) -> int:
+def main(seed: int, folder: Path, *, keeps_all: bool = False, to_docs: bool = False) -> int:
     """Run all and print the table. Returns 0 if every target is reached and no promise broken, else 1.
 
-    to_docs: write the table into docs/guarantees.md too.
+    keeps_all: keep what good runs leave too.  to_docs: write the table into docs/guarantees.md.
     """
     began = time.monotonic()
-    verdicts = {profile.name: _run(profile, seed, folder) for profile in RUNS}
+    verdicts = {profile.name: _run(profile, seed, folder, keeps_all) for profile in RUNS}
     rows = [*_rows(verdicts), _ledger_row(seed), _commands_row()]
     broken = [verdict for verdict in verdicts.values() if verdict.violations]
     seconds = time.monotonic() - began
@@ -56,15 +57,17 @@ def main(seed: int, folder: Path, *, to_docs: bool = False) -> int:
     return 1 if broken or found["missed"] else 0
 
 
-def _run(profile: Profile, seed: int, folder: Path) -> Verdict:
-    """One profile; what it leaves is kept only if it broke a promise."""
+def _run(profile: Profile, seed: int, folder: Path, keeps_all: bool) -> Verdict:
+    """One profile; what it leaves is kept if it broke a promise."""
     print(f"\n{profile.name}: {profile.about}", flush=True)
     schedule = draw(seed, profile.name, profile.rhythms, profile.seconds, worker_names(profile))
     verdict = run(profile, schedule, folder / profile.name, lambda line: print(line, flush=True))
     if verdict.violations:
         print(verdict.explain(), file=sys.stderr, flush=True)
-    else:
+    elif not keeps_all:
         shutil.rmtree(verdict.folder)
+        with contextlib.suppress(OSError):  # others are still in it
+            folder.rmdir()
     return verdict
 
 
