@@ -16,7 +16,7 @@ from tests.integration.ledger.farmhand import ENDED, check_dump
 
 KEPT_ATTEMPTS = 20  # the ledger's history of a job goes back so far
 GRACE_S = 2.0  # what a call may take beyond its own timeout
-TELLING = ("result", "status")  # calls that return the whole text
+TELLING = ("result", "status", "map")  # calls that return the whole text
 EXPECTED = frozenset({"server_unreachable", "server_full", "timeout"})  # errors that a client bears
 
 Found = Iterator[Violation]
@@ -30,7 +30,7 @@ def lost(told: Evidence) -> Found:
             yield told.found("lost", job_id, "it was acknowledged, and the ledger does not know it")
         elif job.state not in ENDED:
             yield told.found("lost", job_id, f"it never ended: {job.state}")
-        acknowledged_at = min(c.ended for c in told.calls[job_id] if c.op == "submit" and not c.error)
+        acknowledged_at = min(call.ended for call in told.calls[job_id] if call.accepts)
         for call in told.calls[job_id]:
             if call.error in ("job_not_found", "job_gone") and call.t > acknowledged_at:
                 yield told.found("lost", job_id, f"a client was told {call.error} at {call.ended:.2f} s")
@@ -64,7 +64,11 @@ def unearned_end(told: Evidence) -> Found:
     """A job is cancelled, expired, failed or dead only for a cause."""
     for job in told.jobs.values():
         asked = told.asked.get(job.id)
-        if job.state == "cancelled" and not any(call.op == "cancel" for call in told.calls.get(job.id, ())):
+        # A map that gives up cancels what it has in flight.
+        cancels = [
+            call for call in told.calls.get(job.id, ()) if call.op == "cancel" or (call.op == "map" and call.error)
+        ]
+        if job.state == "cancelled" and not cancels:
             yield told.found("unearned end", job.id, "it is cancelled, and nobody cancelled it")
         if job.state == "failed":
             yield told.found("unearned end", job.id, f"it failed: {job.fields.get('error')}")

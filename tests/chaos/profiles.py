@@ -25,7 +25,8 @@ class Load:
 
     ``jobs`` None means: until the time is up. ``long`` is the share of jobs that take seconds, so that they outlive a
     lease; ``deadlines`` the share of those that have one. ``requests`` is how many prompts the real model gets, and
-    ``follow`` weighs what a client does with a job that it submitted.
+    ``follow`` weighs what a client does with a job that it submitted. ``maps`` is the share of batches that go through
+    ``Farm.map`` instead.
     """
 
     jobs: int | None = None
@@ -37,6 +38,7 @@ class Load:
     long_tokens: tuple[int, int] = (100, 400)
     deadlines: float = 0.0
     requests: int = 0
+    maps: float = 0.0
     follow: dict[str, int] = field(
         default_factory=lambda: {"wait": 8, "stream": 4, "take over": 3, "poll": 2, "cancel": 1, "leave": 2}
     )
@@ -69,7 +71,7 @@ class Profile:
 
 KILL = Rhythm(2.0, ("kill-worker", "lose-worker"))
 SERVER_KILL = Rhythm(20.0, ("kill-server",))
-VOLUME = Load(jobs=10_000, deadlines=0.03)
+VOLUME = Load(jobs=10_000, deadlines=0.03, maps=0.15)
 
 KILLS = Profile("kills", "10,000 jobs, 3 workers, a random kill -9 every 2 s", (KILL,), VOLUME, 400)
 SERVER = replace(
@@ -96,7 +98,7 @@ MIXED = Profile(
         Rhythm(0.7, ("drop-reply",)),
         Rhythm(2.0, ("cut-request",)),
     ),
-    Load(clients=24, batch=10, tokens=(4, 64), long=0.15, deadlines=0.03),
+    Load(clients=24, batch=10, tokens=(4, 64), long=0.15, deadlines=0.03, maps=0.15),
     30,
     step_s=0.02,
     lease_s=2.0,

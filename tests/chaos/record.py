@@ -60,6 +60,11 @@ class Call:
     def ended(self) -> float:
         return self.t + self.took_s
 
+    @property
+    def accepts(self) -> bool:
+        """Whether its jobs were accepted then, as far as the client knows."""
+        return self.op in ("submit", "map") and not self.error
+
     def __str__(self) -> str:
         limit = "" if self.limit_s is None else f" within {self.limit_s:g} s"
         said = self.error or self.state or "ok"
@@ -143,8 +148,8 @@ class History:
 
     @property
     def acknowledged(self) -> set[str]:
-        """Jobs whose submission returned."""
-        return {job for call in self.of(Call) if call.op == "submit" and not call.error for job in call.jobs}
+        """Jobs whose submission returned, or that ``map`` answered."""
+        return {job for call in self.of(Call) if call.accepts for job in call.jobs}
 
     @classmethod
     def read(cls, path: Path) -> History:
