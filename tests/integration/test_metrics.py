@@ -39,5 +39,5 @@ def test_a_metrics_port_that_is_taken_fails_no_worker(jobs: Jobs, start_worker: 
     port = free_port()
     start_worker("w1", TELEMETRY__PORT=port)
     second = start_worker("w2", TELEMETRY__PORT=port)
-    assert "metrics_not_served" in second.log
+    assert "telemetry_not_served" in second.log
     assert len(wait_for_all(jobs, submit(jobs, 4, max_tokens=3))) == 4

@@ -13,7 +13,7 @@ from farm.ledger.attempts import Attempts, Claim
 from farm.ledger.jobs import Jobs
 from farm.ledger.upkeep import Upkeep
 from farm.settings import Settings, load_settings
-from workers import runner as runner_module
+from workers import lives
 from workers.engine.protocol import Add, Command, Failed, Finished, Ready, Report
 from workers.runner import Runner
 
@@ -41,6 +41,9 @@ class FailingEngine:
             event = said if cls.failures >= 0 else Finished(command.id, "length")
             self._on_report(Report(steps=1, running=0, waiting=0, events=[event]))
 
+    def halt(self, _timeout_s: float) -> bool:
+        return True
+
     def kill(self) -> None:
         """Nothing to end."""
 
@@ -48,7 +51,7 @@ class FailingEngine:
 @pytest.fixture
 def retrying(settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     """A ledger whose jobs may be retried three times, with waits too long to pass by themselves."""
-    monkeypatch.setattr(runner_module, "EngineProcess", FailingEngine)
+    monkeypatch.setattr(lives, "EngineProcess", FailingEngine)
     keeper = {"max_retries": MAX_RETRIES, "retry_base_s": BASE_S, "retry_cap_s": CAP_S}
     jobs = Jobs(load_settings(redis={"url": settings.redis.url}, keeper=keeper))
     yield jobs

@@ -1,7 +1,7 @@
 -- A worker's beat: append new tokens, renew its leases, hear what it has lost. Repeating it appends nothing twice.
 -- Touches: beat, grace, workers, worker:, job:, out:, running, events.
--- ARGV: worker, capacity, draining 0|1, stall ms, lease ms, then for each job: id, nonce, index of the first entry,
---   prompt tokens or 0, number of entries, the entries.
+-- ARGV: worker, capacity, draining 0|1, stall ms, lease ms, trouble or '', then for each job: id, nonce, index of the
+--   first entry, prompt tokens or 0, number of entries, the entries.
 -- Returns {'ok' | 'unregistered', then for each job: 'ok' | 'gap' | 'lost', number of tokens kept}.
 local worker, lease = ARGV[1], tonumber(ARGV[5])
 beat(tonumber(ARGV[4]), lease)
@@ -9,11 +9,11 @@ local answer, lines = {'ok'}, {}
 if not is_registered(worker) then
   answer[1] = 'unregistered'
 else
-  redis.call('HSET', key_worker(worker), 'capacity', ARGV[2])
+  redis.call('HSET', key_worker(worker), 'capacity', ARGV[2], 'trouble', ARGV[6])
   if ARGV[3] == '1' then redis.call('HSET', key_worker(worker), 'draining', '1') end
   redis.call('ZADD', P .. 'workers', NOW, worker)
 end
-local i = 6
+local i = 7
 while i <= #ARGV do
   local id, nonce, from, prompt_tokens, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 4])
   local seen = redis.call('HMGET', key_job(id), 'state', 'nonce', 'losses', 'base')
