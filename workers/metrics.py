@@ -52,3 +52,9 @@ class EngineCollector(Collector):
             value = float(getattr(owner, family.source))
             kind = CounterMetricFamily if family.is_counter else GaugeMetricFamily
             yield kind(family.name, family.help, value=value)
+        tokens = CounterMetricFamily("farm_tokens", "Tokens that the engine computed.", labels=["kind"])
+        tokens.add_metric(["prefilled"], report.stats.prefilled_tokens)
+        tokens.add_metric(["generated"], report.stats.generated_tokens)
+        yield tokens
+        restarts = self._lives.total_deaths
+        yield CounterMetricFamily("farm_engine_restarts", "Engines that died or hung.", value=restarts)
