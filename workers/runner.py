@@ -24,6 +24,7 @@ from farm.settings import Settings
 from workers.aboard import Aboard, Ending, order
 from workers.backoff import jittered_s
 from workers.beat import Beat
+from workers.deck import Deck
 from workers.engine.protocol import GATHER_S, Admitted, Cancel, Emitted, Failed, Finished, Ready, Report
 from workers.engine_process import EngineProcess
 from workers.lives import Lives
@@ -42,11 +43,10 @@ class Runner:
         self._settings = settings
         self._attempts = attempts
         self._name = name
+        self._deck = Deck()
         self._lock = threading.Lock()
-        # By nonce, which is also the engine's name for it: what an earlier attempt left in the pipe is nobody's.
-        self._aboard: dict[str, Aboard] = {}
         self._ready: Ready | None = None
-        self._open = threading.Event()
+        self._is_registered = threading.Event()
         self._draining = threading.Event()
         self._drain_lock = threading.Lock()
         self._give_up_at = math.inf
@@ -72,33 +72,29 @@ class Runner:
     def run(self, claim: Claim) -> Ending:
         """Generate for a claimed job and return how it ended. Blocks; the lease is kept meanwhile."""
         running = Aboard.of(claim)
-        with self._lock:
-            engine = None if self._draining.is_set() else self.lives.serving
-            if engine is not None:
-                running.life = engine
-                self._aboard[claim.nonce] = running
-        if engine is None:
-            reason = "drain" if self._draining.is_set() else "engine_starting"
-            self._patiently(lambda: self._attempts.release([(claim.id, claim.nonce)], "drain", reason))
-            return Ending(JobState.QUEUED, reason)
-        engine.send(order(claim))
-        self.beat.wake()
-        running.settled.wait()
         try:
+            engine = self._deck.board(running, lambda: None if self._draining.is_set() else self.lives.serving)
+            if engine is not None:
+                engine.send(order(claim))
+                self.beat.wake()
+            elif not running.settled.is_set():
+                return self._send_back(claim)
+            running.settled.wait()
             return running.ending or self._conclude(running)
         finally:
-            with self._lock:
-                self._aboard.pop(claim.nonce, None)
+            self._deck.leave(running)
+            if claim.proof:
+                self.on_open()
 
     @property
     def is_open(self) -> bool:
         """Whether jobs are taken now."""
-        return self._open.is_set() and not self._draining.is_set()
+        return self._is_registered.is_set() and not self._draining.is_set() and not self._deck.is_on_trial
 
     def wait_until_open(self) -> None:
         """Block until jobs are taken, or it is plain that none will be soon: the ledger then refuses the claim."""
-        while not self._open.wait(0.2) and not self._draining.is_set() and not self.lives.is_failing:
-            pass
+        while not self.is_open and not self._draining.is_set() and not self.lives.is_failing:
+            self._draining.wait(0.05)
 
     def drain(self) -> None:
         """Take no more, write what there is, hand every job back. Other workers go on from the last token.
@@ -128,7 +124,9 @@ class Runner:
     @property
     def capacity(self) -> int:
         """How many jobs the worker may hold now."""
-        return self._ready.slots if self._ready and self.lives.serving and not self._draining.is_set() else 0
+        if self._ready is None or self.lives.serving is None or self._draining.is_set():
+            return 0
+        return max(1, len(self._deck)) if self._deck.is_on_trial else self._ready.slots
 
     @property
     def trouble(self) -> str:
@@ -144,7 +142,7 @@ class Runner:
             return
         with self._lock:
             if self.lives.serving is engine:
-                self._open.set()
+                self._is_registered.set()
         self.on_open()
 
     def _register(self) -> None:
@@ -159,7 +157,7 @@ class Runner:
 
     def _on_report(self, report: Report) -> None:
         for event in report.events:
-            running = self._aboard.get(event.id)
+            running = self._deck.get(event.id)
             if running is None or running.settled.is_set():
                 continue
             if isinstance(event, Emitted):
@@ -176,7 +174,7 @@ class Runner:
         """Hand back the jobs of an engine that is gone. The next one may be up before the server answers."""
         with self._lock:
             if self.lives.serving is None:
-                self._open.clear()
+                self._is_registered.clear()
         self._try_flush()
         self._hand_back(self._interrupt(Ending(JobState.QUEUED, reason), engine), "lost", reason)
 
@@ -190,8 +188,7 @@ class Runner:
 
     def _interrupt(self, ending: Ending, life: EngineProcess | None = None) -> list[tuple[str, str]]:
         """Settle every job that the engine has not ended, or those of one life. Returns (id, nonce) of each."""
-        with self._lock:
-            aboard = [running for running in self._aboard.values() if not running.settled.is_set()]
+        aboard = [running for running in self._deck.all() if not running.settled.is_set()]
         aboard = [running for running in aboard if life is None or running.life is life]
         for running in aboard:
             running.settle(ending=ending)
@@ -199,7 +196,7 @@ class Runner:
 
     def _interval_s(self) -> float:
         """Between two flushes: a token waits for the engine to report it first, and ``flush_s`` in all."""
-        if not self._aboard:
+        if not self._deck:
             return min(self._settings.keeper.liveness_s / 3, 0.5)
         flush_s = self._settings.lease.flush_s
         return max(flush_s / 2, flush_s - GATHER_S)
@@ -213,8 +210,7 @@ class Runner:
             log.exception("flush_failed")
 
     def _flush(self) -> None:
-        with self._lock:
-            aboard = list(self._aboard.values())
+        aboard = self._deck.all()
         advances = [running.advance() for running in aboard]
         known, words = self._attempts.progress(
             advances, self.capacity, draining=self._draining.is_set(), trouble=self.trouble
@@ -228,9 +224,17 @@ class Runner:
                 if engine is not None:
                     engine.send(Cancel(running.claim.nonce))
                 running.settle(ending=Ending(None, "lost"))
+        if self._deck.end_trial():
+            self.on_open()
         # One that has never served is made known when it fails, so that people can see why.
-        if not known and not self._draining.is_set() and (self._open.is_set() or self.lives.is_failing):
+        if not known and not self._draining.is_set() and (self._is_registered.is_set() or self.lives.is_failing):
             self._register()
+
+    def _send_back(self, claim: Claim) -> Ending:
+        """Hand back a job that found no engine. That is nobody's fault."""
+        reason = "drain" if self._draining.is_set() else "engine_starting"
+        self._patiently(lambda: self._attempts.release([(claim.id, claim.nonce)], "drain", reason))
+        return Ending(JobState.QUEUED, reason)
 
     def _conclude(self, running: Aboard) -> Ending:
         """Write the outcome that the engine gave, until the ledger has answered."""

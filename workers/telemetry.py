@@ -7,11 +7,15 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Iterable
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
-from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from farm.settings import TelemetrySettings
 from workers.health import Health
@@ -24,6 +28,23 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    """A slow reader holds up nobody."""
+
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Silent(WSGIRequestHandler):
+    """Logs no line per scrape and probe."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
 def serve(settings: TelemetrySettings, health: Health, runner: Runner | None) -> None:
     """Answer at ``FARM_TELEMETRY__PORT`` if that is set. A port that can't be had fails no worker.
 
@@ -34,12 +55,14 @@ def serve(settings: TelemetrySettings, health: Health, runner: Runner | None) ->
     registry = CollectorRegistry()
     if runner is not None:
         registry.register(EngineCollector(runner.lives))
+    app = _with_probes(make_wsgi_app(registry), health)
+    kind = _Server6 if ":" in settings.host else _Server
     try:
-        server, _ = start_http_server(settings.port, addr=settings.host, registry=registry)
+        server = make_server(settings.host, settings.port, app, kind, _Silent)
     except OSError as error:
         log.warning("telemetry_not_served", host=settings.host, port=settings.port, error=str(error))
         return
-    server.set_app(_with_probes(make_wsgi_app(registry), health))
+    threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     log.info("telemetry_served", url=f"http://{settings.host}:{settings.port}")
 
 

@@ -100,8 +100,8 @@ def mortal(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 
 def test_a_second_signal_does_not_wait(mortal: EmbeddedServer, tmp_path: Path) -> None:
-    """A worker that can't hand back, since the server is silent, tells probes and goes on trying; asked again it ends at
-    once. Its jobs end elsewhere."""
+    """A worker that can't hand back, since the server is silent, goes on trying and tells probes; asked again it ends
+    at once. Its jobs end elsewhere."""
     jobs = Jobs(load_settings(redis={"url": mortal.url}))
     patient = {**SLOW, "LEASE__LEASE_S": 2, "WORKER__DRAIN_S": 60, "TELEMETRY__PORT": free_port()}
     with WorkerProcess(jobs, tmp_path, "w1", **patient) as worker:
