@@ -45,6 +45,8 @@ class Runner:
         self._name = name
         self._deck = Deck()
         self._lock = threading.Lock()
+        # What the ledger is told of our capacity must not be overtaken by what was true before.
+        self._telling = threading.Lock()
         self._ready: Ready | None = None
         self._is_registered = threading.Event()
         self._draining = threading.Event()
@@ -151,7 +153,8 @@ class Runner:
         if self._ready is not None:
             ready = self._ready
             facts = ModelFacts(model, ready.context, ready.vocab, ready.fingerprint, ready.tokenizer)
-        taken = self._attempts.register(self._name, model, self.capacity, "model", facts)
+        with self._telling:
+            taken = self._attempts.register(self._name, model, self.capacity, "model", facts)
         if taken:
             log.info("jobs_of_previous_life_queued_again", jobs=taken)
 
@@ -210,11 +213,12 @@ class Runner:
             log.exception("flush_failed")
 
     def _flush(self) -> None:
-        aboard = self._deck.all()
-        advances = [running.advance() for running in aboard]
-        known, words = self._attempts.progress(
-            advances, self.capacity, draining=self._draining.is_set(), trouble=self.trouble
-        )
+        with self._telling:
+            aboard = self._deck.all()
+            advances = [running.advance() for running in aboard]
+            known, words = self._attempts.progress(
+                advances, self.capacity, draining=self._draining.is_set(), trouble=self.trouble
+            )
         engine = self.lives.serving
         for running, kept in zip(aboard, words, strict=True):
             if kept.word != "lost":

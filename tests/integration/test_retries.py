@@ -13,6 +13,7 @@ from farm.ledger.attempts import Attempts, Claim
 from farm.ledger.jobs import Jobs
 from farm.ledger.upkeep import Upkeep
 from farm.settings import Settings, load_settings
+from tests.integration.conftest import StartWorker, submit, wait_for_all
 from workers import lives
 from workers.engine.protocol import Add, Command, Failed, Finished, Ready, Report
 from workers.runner import Runner
@@ -98,3 +99,28 @@ def test_retries(retrying: Jobs, failures: int) -> None:
         assert (view.error.code, view.error.message) == ("no_memory", "no room")
     runner.drain()
     runner.stop()
+
+
+def test_transient_failures_of_a_real_engine_are_cured_by_trying_again(jobs: Jobs, start_worker: StartWorker) -> None:
+    """A job that fails twice with an error worth a retry succeeds at the third attempt, and another that always fails
+    ends as failed: state, times, workers and reasons of every attempt stand in their histories."""
+    quick = {"KEEPER__RETRY_BASE_S": 0.05, "KEEPER__MAX_RETRIES": MAX_RETRIES}
+    start_worker("w1", ENGINE__SYNTHETIC_FAULTS="nettle=fail*2,thistle=fail*99", **quick)
+    [cured] = submit(jobs, prompt="a nettle", max_tokens=3)
+    [hopeless] = submit(jobs, prompt="a thistle", max_tokens=3)
+    [healthy] = submit(jobs, prompt="a goat", max_tokens=3)
+    cured_view, failed, plain = wait_for_all(jobs, [cured, hopeless, healthy])
+    assert (cured_view.state, len(cured_view.token_ids)) == (JobState.SUCCEEDED, 3)
+    assert [past.reason for past in cured_view.history] == ["fault_asked", "fault_asked", "finish"]
+    assert failed.state is JobState.FAILED
+    assert [past.reason for past in failed.history] == ["fault_asked"] * (MAX_RETRIES + 1)
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.retryable) == ("fault_asked", True)
+    for view in (cured_view, failed):
+        assert [past.attempt for past in view.history] == list(range(1, len(view.history) + 1))
+        times = [time for past in view.history for time in (past.started_at, past.ended_at)]
+        assert times == sorted(times)
+        assert all(past.worker.startswith("w1.") for past in view.history)
+        assert view.strikes == 0
+    assert (plain.state, plain.attempt) == (JobState.SUCCEEDED, 1)
+    assert jobs.client.hget(keys.TOTALS, "released:fault_asked") == str(2 + MAX_RETRIES)

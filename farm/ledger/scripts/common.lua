@@ -48,12 +48,12 @@ local function is_registered(worker) return redis.call('HEXISTS', key_worker(wor
 
 -- Append token entries ARGV[first..last]; returns their bytes.
 local function append(id, first, last)
-  local size = 0
+  local size, length = 0, 0
   for k = first, last do size = size + #ARGV[k] end
   for k = first, last, PIECE do
-    redis.call('RPUSH', key_out(id), unpack(ARGV, k, math.min(k + PIECE - 1, last)))
+    length = redis.call('RPUSH', key_out(id), unpack(ARGV, k, math.min(k + PIECE - 1, last)))
   end
-  redis.call('HSETNX', key_job(id), 'first_token', int(NOW))
+  if length == last - first + 1 then redis.call('HSETNX', key_job(id), 'first_token', int(NOW)) end
   return size
 end
 
