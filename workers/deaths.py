@@ -1,7 +1,7 @@
 """How often an engine died in a row, what that says of it, and how long to wait before its next life.
 
-A prompt can kill an engine, and then its neighbours' tokens show that the engine is sound. When nothing was generated
-between many deaths, the engine itself is suspected: it must generate for no job before it may for one.
+A prompt can kill an engine, and an engine can be unable to compute. So the one that follows a death must generate for
+no job before it may for one; and when many died with no job's token between them, people are told.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FIRST_PAUSE_S = 0.25
 
 @dataclass
 class Deaths:
-    """Deaths since a job's token. ``most`` of them make the engine failing, until one has passed its test."""
+    """Deaths since a job's token. ``most`` of them make the engine failing, until it has passed its test."""
 
     most: int
     cap_s: float
@@ -39,8 +39,13 @@ class Deaths:
         self.count = 0
 
     @property
+    def needs_test(self) -> bool:
+        """Whether the next engine must show that it can generate."""
+        return self.count > 0
+
+    @property
     def is_failing(self) -> bool:
-        """Whether the engine may have no job."""
+        """Whether it died too often."""
         return self.count >= self.most and not self._has_passed
 
     @property

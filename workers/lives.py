@@ -54,7 +54,7 @@ class Lives:
 
     @property
     def is_failing(self) -> bool:
-        """Whether it died too often to be given a job."""
+        """Whether it died too often, and none has lived since."""
         return self._deaths.is_failing
 
     @property
@@ -87,7 +87,7 @@ class Lives:
                     self._note_death(str(error))
                     log.warning("engine_start_failed", error=str(error), deaths=self._deaths.count)
                 continue
-            if self.is_failing and not self._passes_test(engine):
+            if self._deaths.needs_test and not self._passes_test(engine):
                 continue
             with self._lock:
                 if self._ended is engine or self._ceasing.is_set():
@@ -126,7 +126,7 @@ class Lives:
             self._note_death(f"it could not generate: {end.code}")
         elif end is not None:
             self._deaths.passed_test()
-        return not self.is_failing
+        return isinstance(end, Finished)
 
     def _take_report(self, report: Report) -> None:
         self.last_report = report

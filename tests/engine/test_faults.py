@@ -65,6 +65,17 @@ def test_others_are_left_alone() -> None:
         assert one(engine("mandrake=die@0"), prompt, max_tokens=10).ids == one(engine(), prompt, max_tokens=10).ids
 
 
+@pytest.mark.usefixtures("killed")
+def test_a_star_means_everybody() -> None:
+    """Prompts of token ids too."""
+    broken = engine("*=die@2")
+    assert tokens_until_killed(broken, "whatever", []) == 2
+    broken = engine("*=die@0")
+    broken.add(Add("a", [1, 2], SamplingParams(max_tokens=5)))
+    with pytest.raises(Killed):
+        broken.step()
+
+
 def test_fails_so_often_and_then_no_more() -> None:
     """fail*N is an error worth a retry, N times for each prompt."""
     faulty = engine("nettle=fail*2")

@@ -101,6 +101,24 @@ def test_a_failing_worker_holds_up_nobody_else(jobs: Jobs, start_worker: StartWo
     assert '"event": "job"' in broken.log, "it takes its share again"
 
 
+def test_an_engine_that_cannot_compute_takes_no_job_down(jobs: Jobs, start_worker: StartWorker) -> None:
+    """An engine that loads and dies of whatever it generates costs each job one strike at the most: it has to generate
+    for no job first. All jobs end on a worker that works."""
+    port = free_port()
+    settings = {"ENGINE__MAX_DEATHS": MAX_DEATHS, "ENGINE__RESPAWN_CAP_S": 0.2, "TELEMETRY__PORT": port}
+    broken = start_worker("w1", ENGINE__SYNTHETIC_FAULTS="*=die@0", **settings)
+    ids = submit(jobs, 6, max_tokens=5)
+    wait_until(lambda: scrape(port)["farm_engine_restarts_total"] >= 5, why="five deaths")
+    assert broken.ready().startswith("engine failing")
+    waiting = [view for view in jobs.views(ids) if view]
+    assert {view.state for view in waiting} <= {JobState.QUEUED, JobState.DISPATCHED}
+    assert max(view.attempt for view in waiting) == 1
+    start_worker("w2")
+    views = wait_for_all(jobs, ids)
+    assert {view.state for view in views} == {JobState.SUCCEEDED}
+    assert all(len(view.history) <= 2 for view in views)
+
+
 def test_an_engine_that_never_starts_is_shown(jobs: Jobs, tmp_path: Path) -> None:
     """A worker whose engine can't load is not ready and stands in ``farm status`` with the reason; it can be ended."""
     hopeless = {"ENGINE__LOAD_TIMEOUT_S": 0.001, "ENGINE__MAX_DEATHS": 2, "ENGINE__RESPAWN_CAP_S": 0.1}

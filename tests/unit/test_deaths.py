@@ -14,13 +14,14 @@ pytestmark = pytest.mark.fast
 def test_deaths_in_a_row_make_it_failing_and_the_waits_longer() -> None:
     """Each wait is twice the one before, up to the cap; the last of ``most`` deaths makes it failing."""
     deaths = Deaths(most=4, cap_s=1.5)
-    assert (deaths.is_failing, deaths.pause_s) == (False, 0.0)
+    assert (deaths.is_failing, deaths.needs_test, deaths.pause_s) == (False, False, 0.0)
     seen = []
     for number in range(6):
         deaths.died(f"reason {number}")
         seen.append((deaths.is_failing, deaths.pause_s))
     assert seen == [(False, 0.25), (False, 0.5), (False, 1.0), (True, 1.5), (True, 1.5), (True, 1.5)]
     assert deaths.why == "reason 5"
+    assert deaths.needs_test
 
 
 def test_a_token_of_a_job_clears_it() -> None:
@@ -29,7 +30,7 @@ def test_a_token_of_a_job_clears_it() -> None:
     for _ in range(3):
         deaths.died("x")
     deaths.gave_token()
-    assert (deaths.is_failing, deaths.count) == (False, 0)
+    assert (deaths.is_failing, deaths.needs_test, deaths.count) == (False, False, 0)
 
 
 def test_a_passed_test_gives_it_one_more_chance() -> None:

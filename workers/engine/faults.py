@@ -1,6 +1,6 @@
 """What the synthetic engine does to chosen prompts, so that a real worker can be seen to lose a real engine.
 
-A rule is WORD=ACT, for prompts that hold the word:
+A rule is WORD=ACT, for prompts that hold the word; * stands for all prompts:
 
     die@K    the process is killed once the completion has K tokens; 0 is at prefill
     die+K    the process is killed K tokens after each start or resumption
@@ -50,6 +50,7 @@ class Faults:
 
     def __init__(self, rules: list[str]) -> None:
         self._rules = [Rule.parse(text) for text in rules]
+        self._everyone = next((rule for rule in self._rules if rule.word == "*" and rule.act != "fail*"), None)
         self._doomed: dict[tuple[int, ...], Rule] = {}
         self._failed: dict[str, int] = {}
         self._started_at: dict[str, int] = {}
@@ -57,7 +58,7 @@ class Faults:
     def meet(self, prompt: str, tokens: list[int]) -> None:
         """Take note of a prompt that was tokenized. Raises FaultAsked where a rule has it fail."""
         for rule in self._rules:
-            if rule.word not in prompt.split():
+            if rule.word != "*" and rule.word not in prompt.split():
                 continue
             if rule.act != "fail*":
                 self._doomed[tuple(tokens)] = rule
@@ -67,10 +68,10 @@ class Faults:
 
     def strike(self, sequences: list[Sequence]) -> None:
         """Kill the process if one of these sequences is where a rule has it die."""
-        if not self._doomed:
+        if not self._doomed and self._everyone is None:
             return
         for sequence in sequences:
-            rule = self._doomed.get(tuple(sequence.tokens[: sequence.prompt_tokens]))
+            rule = self._doomed.get(tuple(sequence.tokens[: sequence.prompt_tokens]), self._everyone)
             if rule is None:
                 continue
             start = self._started_at.setdefault(sequence.id, sequence.output_tokens) if rule.act == "die+" else 0
