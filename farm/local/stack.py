@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from farm import __version__, keys
 from farm.connection import address, connect, our_errors
-from farm.errors import FarmError
+from farm.errors import FarmError, SettingsError
 from farm.local.environ import child_environ, with_values
 from farm.local.folder import Folder, Note
 from farm.local.parts import Program, Server
@@ -92,8 +92,14 @@ class Stack:
     def start(self) -> None:
         """Start everything; returns once the server answers and the rest was launched.
 
-        Raises AlreadyRunning, ServerMissing, ServerFailed, or ServerUnreachable for a server that was named.
+        Raises AlreadyRunning, ServerMissing, ServerFailed, or ServerUnreachable for a server that was named;
+        SettingsError when writes are to wait for replicas, which the server that comes along has none of.
         """
+        if self.settings.redis.url is None and self.settings.redis.wait_replicas:
+            raise SettingsError(
+                f"FARM_REDIS__WAIT_REPLICAS={self.settings.redis.wait_replicas}: the server of a local farm has no "
+                "replicas; unset it, or name a server that has some with FARM_REDIS__URL"
+            )
         self.folder.claim()
         self.started_at = time.time()
         self._supervisor = Supervisor(self._set_up, self._tell)
