@@ -55,7 +55,12 @@ KEYS = (
     Key("rate:<model>", "hash", "none", "finished jobs per second, smoothed; tokens, slot time of the latest jobs"),
     Key("seq", "string", "none", "the latest sequence number given to a job"),
     Key("workers", "zset", "none", "workers by their latest beat"),
-    Key("worker:<worker>", "hash", "a day once succeeded", "one worker: model, capacity, drain, suspect, or successor"),
+    Key(
+        "worker:<worker>",
+        "hash",
+        "a day once succeeded",
+        "one worker: model, capacity, trouble, drain, suspect; or successor",
+    ),
     Key("held:<worker>", "set", "none", "the jobs that a worker runs"),
     Key("names", "hash", "none", "a worker's name -> its latest incarnation"),
     Key("models", "hash", "none", "a model's name -> its context, fingerprint and tokenizer as JSON"),

@@ -98,7 +98,7 @@ def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object)
     is_plain = not task.request.ignore_result
     if host.runner is None:
         return _stored_outcome(host, task, job_id) if is_plain else _drop("no engine here")
-    host.runner.wait_until_ready()
+    host.runner.wait_until_open()
     claim = host.attempts.claim(job_id, dispatch)
     if isinstance(claim, Refusal):
         if is_plain and claim.reason == "unknown":

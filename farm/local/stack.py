@@ -29,7 +29,7 @@ from farm.local.supervisor import Event, StackFailed, Supervisor
 from farm.settings import Settings
 
 POLL_S = 0.05
-DRAIN_MARGIN_S = 4.0  # Celery's own way out, after the jobs were handed back
+DRAIN_MARGIN_S = 1.0  # a worker ends itself after drain_s; this is for one that can't
 FLOWER_STOP_S = 3.0
 
 
@@ -223,15 +223,20 @@ class Stack:
             return ["redis"]
 
     def _unregistered(self) -> list[str]:
-        """Workers that have not registered since the start; those of earlier runs may stand in the ledger still."""
+        """Workers that take no jobs yet, each with its trouble; those of earlier runs may stand in the ledger still."""
         if not self.worker_names:
             return []
         where = address(self.farm_settings.redis)
         with our_errors(where), connect(self.farm_settings.redis) as client:
             latest = client.hmget(keys.NAMES, self.worker_names)
             beats = client.zmscore(keys.WORKERS, [str(worker or "") for worker in latest])
-        pairs = zip(self.worker_names, beats, strict=True)
-        return [name for name, beat in pairs if beat is None or float(beat) < self._started_ms]
+            troubles = [client.hget(keys.worker(str(worker or "")), "trouble") for worker in latest]
+        seen = zip(self.worker_names, beats, troubles, strict=True)
+        return [
+            f"{name} ({trouble})" if trouble else name
+            for name, beat, trouble in seen
+            if trouble or beat is None or float(beat) < self._started_ms
+        ]
 
     def _flower_answers(self) -> bool:
         if not self._wants_flower or "flower" in self._running().given_up:
