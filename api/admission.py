@@ -28,7 +28,9 @@ class Admission:
 
         Raises InvalidRequest, PromptTooLong, ServerUnreachable.
         """
-        request = parse_request(body)
+        return await self._checked(parse_request(body), tenant, key)
+
+    async def _checked(self, request: Request, tenant: str, key: str | None) -> Submission:
         facts = self._checks.known(request.model)
         if facts is not None and not needs_counting(request, facts):
             check_length(request, facts)
@@ -47,18 +49,42 @@ class Admission:
             raise InvalidRequest("body", f"holds {len(bodies):,} requests; give at most {MAX_LIST:,} at once")
         return await self._service.call(self._place_all, bodies, tenant, key)
 
+    async def choices(
+        self, requests: Sequence[Request], samples: int, tenant: str, key: str | None
+    ) -> list[Submission]:
+        """The submissions of one answer's choices, ``samples`` for each prompt. Raises like ``many``."""
+        if len(requests) == 1:
+            return [await self._checked(requests[0], tenant, key)]
+        return await self._service.call(self._place_choices, requests, samples, tenant, key)
+
     # On a thread.
+
+    def _place_choices(
+        self, requests: Sequence[Request], samples: int, tenant: str, key: str | None
+    ) -> list[Submission]:
+        check = self._checks.checker()
+        for index in range(0, len(requests), samples):
+            try:
+                check(requests[index])
+            except InvalidRequest as error:
+                if error.field != "prompt":
+                    raise
+                raise type(error)(f"prompt[{index // samples}]", error.problem) from None
+        return self._place_list(requests, tenant, key)
 
     def _place_all(self, bodies: Sequence[object], tenant: str, key: str | None) -> list[Submission]:
         check = self._checks.checker()
-        placed = []
+        requests = []
         for index, body in enumerate(bodies):
             try:
-                request = _request_of(body)
-                check(request)
+                requests.append(_request_of(body))
+                check(requests[-1])
             except InvalidRequest as error:
                 raise type(error)(f"[{index}].{error.field}", error.problem) from None
-            placed.append(self._place(request, tenant, key, index, len(bodies)))
+        return self._place_list(requests, tenant, key)
+
+    def _place_list(self, requests: Sequence[Request], tenant: str, key: str | None) -> list[Submission]:
+        placed = [self._place(request, tenant, key, index, len(requests)) for index, request in enumerate(requests)]
         if key is not None and self._jobs.conflicting(placed):
             raise IdempotencyConflict("this key came with another list before; use another key, or send the same list")
         return placed

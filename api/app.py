@@ -10,10 +10,11 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from api import openapi, operations
+from api import openai_operations, openapi, operations
 from api.auth import Guard, needs_key
 from api.gate import Gate
 from api.requests import Call
+from api.routes.completions import CompletionRoutes
 from api.routes.docs import DocsRoutes
 from api.routes.events import EventRoutes
 from api.routes.health import HealthRoutes
@@ -33,9 +34,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     service = Service(settings)
     guard = Guard(service)
     app = Api(service)
-    jobs, events, health, docs = (
+    jobs, events, completions, health, docs = (
         JobRoutes(service, guard),
         EventRoutes(service, guard),
+        CompletionRoutes(service, guard),
         HealthRoutes(service),
         DocsRoutes(app),
     )
@@ -45,6 +47,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add("/v1/jobs/{job_id}", jobs.read, methods=["GET"], **operations.READ)
     add("/v1/jobs/{job_id}/cancel", jobs.cancel, methods=["POST"], **operations.CANCEL)
     add("/v1/jobs/{job_id}/events", events.follow, methods=["GET"], **operations.EVENTS)
+    add("/v1/completions", completions.complete, methods=["POST"], **openai_operations.COMPLETE)
+    add("/v1/models", completions.models, methods=["GET"], **openai_operations.MODELS)
+    add("/v1/models/{model}", completions.model, methods=["GET"], **openai_operations.MODEL)
     add("/livez", health.livez, methods=["GET"], **operations.LIVEZ)
     add("/readyz", health.readyz, methods=["GET"], **operations.READYZ)
     for path, endpoint in (("/docs", docs.page), ("/docs/{name}", docs.asset), ("/openapi.json", docs.openapi)):

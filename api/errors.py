@@ -16,6 +16,7 @@ from farm.errors import (
     FarmError,
     IdempotencyConflict,
     InvalidRequest,
+    JobNotSucceeded,
     QueueFull,
     ServerFull,
     ServerUnreachable,
@@ -87,6 +88,14 @@ class StreamsFull(FarmError):
     http_status = 503
 
 
+class ServerStopping(FarmError):
+    """This process ends before the answer is there."""
+
+    code = "server_stopping"
+    retryable = True
+    http_status = 503
+
+
 class Gone(Exception):
     """The client went away; nobody waits for an answer."""
 
@@ -103,6 +112,10 @@ def answer_to(error: FarmError) -> Answer:
         headers.append((b"ratelimit-limit", b"%d" % error.limit))
         headers.append((b"ratelimit-remaining", b"%d" % error.remaining))
         headers.append((b"ratelimit-reset", b"%d" % math.ceil(error.reset_s)))
+    if isinstance(error, JobNotSucceeded):
+        headers.append(
+            (b"x-should-retry", b"false")
+        )  # OpenAI's clients ask again after most errors; this job has ended
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="farm"'))
     param = error.field if isinstance(error, InvalidRequest) else PARAMS.get(type(error))

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api import schemas
+from api import openai_schemas, schemas
 
 REFS = "#/components/schemas/{model}"
 
@@ -81,7 +81,14 @@ SHAPES: tuple[type[BaseModel], ...] = (
     schemas.Error,
     schemas.Alive,
     schemas.Ready,
+    openai_schemas.Completion,
+    openai_schemas.Model,
+    openai_schemas.ModelList,
 )
+
+
+# FastAPI adds a 422 of its own to paths with parameters; these answer with ours.
+OWN_422 = ("/v1/jobs", "/v1/completions")
 
 
 def complete(document: dict[str, Any], needs_key: bool) -> dict[str, Any]:
@@ -92,11 +99,12 @@ def complete(document: dict[str, Any], needs_key: bool) -> dict[str, Any]:
         parts |= schema.pop("$defs", {})
         parts[shape.__name__] = schema
     parts["Request"] = schemas.request_schema(REFS)
+    parts["CompletionRequest"] = openai_schemas.completion_request_schema(REFS)
     keys: list[dict[str, list[str]]] = [{"key": []}] if needs_key else [{}, {"key": []}]
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["security"] = keys if path.startswith("/v1/") else []
-            operation["responses"].pop("422", None) if "422" in operation["responses"] and path != "/v1/jobs" else None
+            operation["responses"].pop("422", None) if "422" in operation["responses"] and path not in OWN_422 else None
     document["components"] = {
         "schemas": parts,
         "securitySchemes": {

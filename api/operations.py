@@ -52,6 +52,24 @@ LOST = {
     **error(404, "No job of this tenant has this id.", "job … is unknown; check the id", "job_not_found"),
     **error(410, "The job's retention has passed.", "job … is gone: finished jobs are kept 86400 s", "job_gone"),
 }
+BODY_ERRORS = {
+    **error(408, "The request did not come in time.", "…", "request_timeout"),
+    **error(413, "The body is too large.", "body: is larger than 1,048,576 bytes; …", "body_too_large", "body"),
+    **error(415, "The body is not said to be JSON.", "the body must be JSON and say so; …", "unsupported_media_type"),
+    **error(
+        422,
+        "The idempotency key came with another request before; or the deadline can't be met.",
+        "…; use another idempotency key or send the same request",
+        "idempotency_conflict",
+        "Idempotency-Key",
+    ),
+}
+IDEMPOTENCY_KEY = parameter(
+    "header",
+    "Idempotency-Key",
+    "The same key and body again give the same job; another body is refused.",
+    {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[!-~]+$"},
+)
 JOB_ID = {
     "name": "job_id",
     "in": "path",
@@ -82,27 +100,11 @@ With `Prefer: wait=30` a single request is answered with 200 and the finished jo
         },
         200: answer(schemas.Job, "It has ended already.", schemas.job_example()),
         **BAD,
-        **error(408, "The request did not come in time.", "…", "request_timeout"),
-        **error(413, "The body is too large.", "body: is larger than 1,048,576 bytes; …", "body_too_large", "body"),
-        **error(
-            415, "The body is not said to be JSON.", "the body must be JSON and say so; …", "unsupported_media_type"
-        ),
-        **error(
-            422,
-            "The idempotency key came with another request before; or the deadline can't be met.",
-            "…; use another idempotency key or send the same request",
-            "idempotency_conflict",
-            "Idempotency-Key",
-        ),
+        **BODY_ERRORS,
         **DOORS,
     },
     parameters=[
-        parameter(
-            "header",
-            "Idempotency-Key",
-            "The same key and body again give the same job; another body is refused.",
-            {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[!-~]+$"},
-        ),
+        IDEMPOTENCY_KEY,
         parameter(
             "header", "Prefer", f"`wait=N`: seconds to wait for the end, at most {MAX_WAIT_S:g}.", {"type": "string"}
         ),

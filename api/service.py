@@ -8,15 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+import structlog
+
 from api.batching import Batcher
 from api.newsroom import Newsroom
-from farm.errors import FarmError, JobNotFound
+from farm.errors import FarmError, JobNotFound, ServerUnreachable
 from farm.ledger.forecast import Standing
 from farm.ledger.jobs import SUBMIT_CHUNK, Jobs, Submission
 from farm.ledger.streams import Reader, Watch
 from farm.prompts import PromptCheck
 from farm.results import JobView
 from farm.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 THREADS = 4
 VIEWS_PER_CALL = 100
@@ -77,6 +81,13 @@ class Service:
         if heard and isinstance(heard[-1], FarmError):
             raise heard[-1]
         return heard[-1] if heard and isinstance(heard[-1], JobView) else await self._views(job_id)
+
+    async def cancel_quietly(self, job_ids: Sequence[str]) -> None:
+        """Cancel jobs that nobody waits for any more. Without an answer they run to their end, which harms nobody."""
+        try:
+            await self.call(self.jobs.cancel, job_ids)
+        except ServerUnreachable:
+            log.warning("left jobs running", jobs=len(job_ids))
 
     async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that blocks on a thread."""

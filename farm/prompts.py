@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from farm.contracts import Priority, Request, model_name, parse_request
 from farm.errors import InvalidRequest, PromptTooLong
@@ -170,13 +170,17 @@ def needs_counting(request: Request, facts: ModelFacts) -> bool:
 
 def count_tokens(text: str, tokenizer: str) -> int | None:
     """Tokens in a text by a tokenizer.json (its path, or its folder's); None if it can't be used here."""
-    path = Path(tokenizer) if tokenizer else None
-    if path is not None and path.is_dir():
-        path = path / "tokenizer.json"
-    if path is None or not path.is_file():
+    loaded = _loaded(tokenizer)
+    return None if loaded is None else len(loaded.encode(text, add_special_tokens=False).ids)
+
+
+def decode_tokens(ids: Sequence[int], tokenizer: str) -> str | None:
+    """The text of token ids, special ones included; None if the tokenizer can't be used here."""
+    loaded = _loaded(tokenizer)
+    if loaded is None:
         return None
-    encode = _encoder(str(path), path.stat().st_mtime_ns)
-    return None if encode is None else encode(text)
+    text: str = loaded.decode(list(ids), skip_special_tokens=False)
+    return text
 
 
 def fan_out(request: Request, n: int) -> list[Request]:
@@ -213,9 +217,19 @@ def _values_of(prompt: Prompt, common: Mapping[str, object]) -> dict[str, object
     return {**common, "prompt": list(prompt)}
 
 
+def _loaded(tokenizer: str) -> Any:
+    """A tokenizers.Tokenizer from its path or its folder's, or None."""
+    path = Path(tokenizer) if tokenizer else None
+    if path is not None and path.is_dir():
+        path = path / "tokenizer.json"
+    if path is None or not path.is_file():
+        return None
+    return _tokenizer(str(path), path.stat().st_mtime_ns)
+
+
 @lru_cache(maxsize=8)
-def _encoder(path: str, modified_ns: int) -> Callable[[str], int] | None:
-    """A counter of tokens; ``modified_ns`` makes a changed file a new entry. None without the tokenizers package."""
+def _tokenizer(path: str, modified_ns: int) -> Any:
+    """``modified_ns`` makes a changed file a new entry. None without the tokenizers package."""
     del modified_ns
     try:
         tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(path)
@@ -225,8 +239,4 @@ def _encoder(path: str, modified_ns: int) -> Callable[[str], int] | None:
         return None
     except Exception:  # tokenizers raises bare Exception for a malformed file; the worker will say so
         return None
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    return count
+    return tokenizer

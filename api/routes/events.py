@@ -15,13 +15,11 @@ this server stops and another one goes on.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from api.answers import Answer, encode
 from api.auth import Guard
@@ -29,18 +27,13 @@ from api.errors import answer_to
 from api.newsroom import Listener
 from api.requests import Call
 from api.service import Service
+from api.streaming import HEARTBEAT, Stream
 from farm.errors import FarmError, InvalidRequest
 from farm.ledger.jobs import Piece
 from farm.results import JobView
 
 RETRY_MS = 1_000
 OPENING = b"retry: %d\n\n" % RETRY_MS
-HEARTBEAT = b": still here\n\n"
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold events back
-]
 _LAST_ID = re.compile(r"(\d{1,9})(\.end)?\Z", re.ASCII)
 _AT_END = ("id", "state", "finish_reason", "usage", "error")
 
@@ -64,35 +57,17 @@ class EventRoutes:
         return EventStream(self._service, listener, view, start)
 
 
-class EventStream(Response):
-    """The events of one job, to one client.
-
-    Own rather than a library's: one task for the client's leaving is all that it needs beside the request's, and events
-    go into no log.
-    """
+class EventStream(Stream):
+    """The events of one job, to one client."""
 
     def __init__(self, service: Service, listener: Listener, view: JobView, start: int) -> None:
-        self.status_code = 200
-        self.background = None
-        self._service = service
+        super().__init__(service, [listener])
         self._listener = listener
         self._view = view
         self._index = start
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        del scope
-        leaving = asyncio.create_task(_until_left(receive))
-        leaving.add_done_callback(lambda _: self._listener.leave())
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            async for chunk in self._chunks():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            leaving.cancel()
-            self._service.news.exit(self._listener)
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What is new, until the end."""
         yield OPENING
         heartbeat_s = self._service.settings.api.heartbeat_s
         while True:
@@ -151,8 +126,3 @@ def event(name: str, event_id: str | None, data: dict[str, Any]) -> bytes:
     """One event. JSON has no line breaks of its own, so the data is one line."""
     head = f"id: {event_id}\nevent: {name}\ndata: " if event_id is not None else f"event: {name}\ndata: "
     return head.encode() + encode(data) + b"\n\n"
-
-
-async def _until_left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -59,8 +59,10 @@ def worker(
 ) -> None:
     """Run one worker.
 
-    SIGTERM or Ctrl-C hands its jobs back to the farm, with the tokens they have. Everything else comes from settings
-    (FARM_MODEL__ID, FARM_ENGINE__MAX_SLOTS …). It ends with 78 when it can't serve its model.
+    SIGTERM or Ctrl-C hands its jobs back to the farm, with the tokens they have, and ends it within seconds, with 0; a
+    second one does not wait. It ends with 78 when it can't serve its model. With FARM_TELEMETRY__PORT set it answers
+    /livez, /readyz and /metrics there. Everything else comes from settings too (FARM_MODEL__ID,
+    FARM_ENGINE__MAX_SLOTS …).
     """
     settings = reachable_settings()
     changes = given(role=role.value if role else None, name=name)

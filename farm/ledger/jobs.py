@@ -6,7 +6,8 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import redis
@@ -18,9 +19,10 @@ from farm.errors import FarmError, InvalidRequest, JobGone, JobNotFound, nearest
 from farm.ledger.admission import Rest, Word, conflict, hopeless, is_refused, outcome, refusal, too_late
 from farm.ledger.forecast import Standing, read
 from farm.ledger.scripts import Scripts
-from farm.ledger.views import view_of
-from farm.results import JobView
+from farm.ledger.views import logprobs_of, view_of
+from farm.results import JobView, TokenLogprobs
 from farm.settings import Settings
+from farm.time_limit import time_limit
 
 SUBMIT_CHUNK = 100
 CHARS_PER_TOKEN = 4
@@ -68,6 +70,8 @@ class Piece:
     start: int
     tokens: list[tuple[int, str]]
     tail: str
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the same tokens, if the request asked for them."""
 
 
 class Jobs:
@@ -77,9 +81,9 @@ class Jobs:
         self.settings = settings
         self.client = client or connect(settings.redis)
         self.where = address(settings.redis)
-        self.scripts = Scripts(self.client, self.where)
-        # How long a write that must not be lost may take to reach the disk; None: nobody waits for it.
-        self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.durability == "fsync" else None
+        self.scripts = Scripts(self.client, self.where, settings.redis)
+        # How long a write that must not be lost may take to reach the disk or replicas; None: nobody waits for it.
+        self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.is_durable else None
         self._retention_ms = int(settings.limits.retention_s * 1000)
 
     def place(
@@ -135,6 +139,10 @@ class Jobs:
             if word == "conflict":
                 raise conflict(job)
         return [word == "new" for word in words]
+
+    def in_time(self) -> AbstractContextManager[None]:
+        """A block whose calls take no longer together than one of them may."""
+        return time_limit(self.settings.redis.timeout_s)
 
     def submit_each(self, submissions: Sequence[Submission]) -> list[bool | FarmError]:
         """Write jobs that have nothing to do with one another: each is accepted or refused by itself.
@@ -240,8 +248,9 @@ class Jobs:
             chunk = asked[start : start + 2 * SUBMIT_CHUNK]
             answer = self.scripts.call("pieces", *chunk)
             for index, state, tail, entries in zip(chunk[1::2], answer[::3], answer[1::3], answer[2::3], strict=True):
-                tokens = [(entry[0], entry[1]) for entry in json.loads(f"[{entries}]")] if entries else []
-                pieces.append(Piece(JobState(state), int(index), tokens, tail) if state else None)
+                tokens = json.loads(f"[{entries}]") if entries else []
+                texts = [(token[0], token[1]) for token in tokens]
+                pieces.append(Piece(JobState(state), int(index), texts, tail, logprobs_of(tokens)) if state else None)
         return pieces
 
     def cancel(self, job_ids: Sequence[str]) -> list[JobState | None]:
