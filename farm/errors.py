@@ -165,6 +165,13 @@ class JobGone(JobNotFound):
     http_status = 410
 
 
+class ModelNotFound(FarmError):
+    """No worker has served a model of this name."""
+
+    code = "model_not_found"
+    http_status = 404
+
+
 class JobNotSucceeded(FarmError):
     """A job ended without a completion; ``job`` holds its partial text, error and history."""
 
@@ -189,7 +196,7 @@ class JobExpired(JobNotSucceeded):
     """The job's deadline passed before it was finished."""
 
     code = "job_expired"
-    http_status = 504
+    http_status = 408
 
 
 class JobCancelled(JobNotSucceeded):

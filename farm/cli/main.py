@@ -40,6 +40,7 @@ COMMANDS = {
     "demo": Entry("farm.cli.demo", RUN, "Try a whole farm on a bundled file of prompts."),
     "up": Entry("farm.cli.up", RUN, "Run a farm on this machine until Ctrl-C."),
     "worker": Entry("farm.cli.processes", RUN, "Run one worker."),
+    "api": Entry("farm.cli.processes", RUN, "Run the REST API."),
     "flower": Entry("farm.cli.processes", RUN, "Run Flower, the web page that shows workers and tasks."),
     "submit": Entry("farm.cli.jobs", ASK, "Ask for the completion of a prompt."),
     "batch": Entry("farm.cli.batch", ASK, "Complete a file of prompts, and go on where an earlier run stopped."),

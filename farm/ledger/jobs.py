@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import redis
 
 from farm import keys
 from farm.connection import address, connect, our_errors
-from farm.contracts import SAFE_NAME, JobState, Priority, Request, fingerprint, keyed_job_id, model_name
+from farm.contracts import SAFE_NAME, JobState, Priority, Request, created_at, fingerprint, job_id_of, model_name
 from farm.errors import FarmError, InvalidRequest, JobGone, JobNotFound, nearest
 from farm.ledger.admission import Rest, Word, conflict, hopeless, is_refused, outcome, refusal, too_late
 from farm.ledger.forecast import Standing, read
 from farm.ledger.scripts import Scripts
-from farm.ledger.views import view_of
-from farm.results import JobView
+from farm.ledger.views import logprobs_of, view_of
+from farm.results import JobView, TokenLogprobs
 from farm.settings import Settings
 from farm.time_limit import time_limit
 
@@ -32,13 +30,17 @@ CHARS_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked request and its place. ``plain`` holds the headers of a plain Celery message, as JSON."""
+    """A checked request and its place. ``plain`` holds the headers of a plain Celery message, as JSON.
+
+    part_of: what else must be the same for a repetition to be one, such as the length of its list.
+    """
 
     id: str
     request: Request
     model: str
     tenant: str
     plain: str = ""
+    part_of: str = ""
 
     @property
     def cost(self) -> int:
@@ -68,6 +70,8 @@ class Piece:
     start: int
     tokens: list[tuple[int, str]]
     tail: str
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the same tokens, if the request asked for them."""
 
 
 class Jobs:
@@ -90,6 +94,7 @@ class Jobs:
         job_id: str | None = None,
         idempotency_key: str | None = None,
         plain: str = "",
+        part_of: str = "",
     ) -> Submission:
         """Give a request its id, model and tenant. Raises InvalidRequest for names that don't fit in a key."""
         tenant = self.settings.client.tenant if tenant is None else tenant
@@ -98,10 +103,10 @@ class Jobs:
                 "tenant", f"{tenant[:60]!r} is no name; use up to 128 letters, digits, '.', '_' and '-'"
             )
         if job_id is None:
-            job_id = keyed_job_id(tenant, idempotency_key) if idempotency_key else new_job_id()
+            job_id = job_id_of(tenant, idempotency_key)
         if not SAFE_NAME.match(job_id):
             raise InvalidRequest("id", f"{job_id[:60]!r} is no job id; use up to 128 letters, digits, '.', '_' and '-'")
-        return Submission(job_id, request, model_name(request.model or self.settings.model.id), tenant, plain)
+        return Submission(job_id, request, model_name(request.model or self.settings.model.id), tenant, plain, part_of)
 
     def submit(self, submissions: Sequence[Submission]) -> list[bool]:
         """Write jobs; True for each that is new, False where the same job was there already.
@@ -161,10 +166,19 @@ class Jobs:
         for job in chunk:
             deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
             text = job.request.to_json()
-            args += (job.id, fingerprint(text), job.model, job.tenant, job.request.priority)
+            args += (job.id, fingerprint(text + job.part_of), job.model, job.tenant, job.request.priority)
             args += (job.cost, deadline_ms, job.plain, text)
         answer: list[Word] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
         return answer
+
+    def conflicting(self, submissions: Sequence[Submission]) -> bool:
+        """Whether any id is taken by another request."""
+        with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
+            for job in submissions:
+                pipe.hget(keys.job(job.id), "fingerprint")
+            found = pipe.execute()
+        pairs = zip(submissions, found, strict=True)
+        return any(seen and seen != fingerprint(job.request.to_json() + job.part_of) for job, seen in pairs)
 
     def _hopeless(self, submissions: Sequence[Submission]) -> list[tuple[Submission, float]]:
         """New jobs whose deadlines can't be met, with estimates. One that is there is not refused any more."""
@@ -182,7 +196,7 @@ class Jobs:
         """All about one job. Raises JobGone after its retention, JobNotFound for an id that never was."""
         [view] = self.views([job_id])
         if view is None:
-            raise self._missing(job_id)
+            raise self.missing(job_id)
         return self.placed([view])[0] if with_position else view
 
     def placed(self, views: Sequence[JobView]) -> list[JobView]:
@@ -227,16 +241,16 @@ class Jobs:
 
     def pieces(self, wanted: Iterable[tuple[str, int]]) -> list[Piece | None]:
         """For each (job, index): its state and the tokens from that index on; None where no job is."""
-        wanted = list(wanted)
-        with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
-            for job_id, index in wanted:
-                pipe.hmget(keys.job(job_id), "state", "tail")
-                pipe.lrange(keys.out(job_id), index, -1)
-            answers = pipe.execute()
+        # A script, for a pipeline of two commands a job costs the one reader of many streams five times as much.
+        asked: list[str | int] = [part for pair in wanted for part in pair]
         pieces: list[Piece | None] = []
-        for (_, index), (state, tail), entries in zip(wanted, answers[::2], answers[1::2], strict=True):
-            tokens = [(entry[0], entry[1]) for entry in json.loads(f"[{','.join(entries)}]")]
-            pieces.append(Piece(JobState(state), index, tokens, tail or "") if state else None)
+        for start in range(0, len(asked), 2 * SUBMIT_CHUNK):
+            chunk = asked[start : start + 2 * SUBMIT_CHUNK]
+            answer = self.scripts.call("pieces", *chunk)
+            for index, state, tail, entries in zip(chunk[1::2], answer[::3], answer[1::3], answer[2::3], strict=True):
+                tokens = json.loads(f"[{entries}]") if entries else []
+                texts = [(token[0], token[1]) for token in tokens]
+                pieces.append(Piece(JobState(state), int(index), texts, tail, logprobs_of(tokens)) if state else None)
         return pieces
 
     def cancel(self, job_ids: Sequence[str]) -> list[JobState | None]:
@@ -274,28 +288,12 @@ class Jobs:
         with our_errors(self.where):
             self.client.hset(keys.WEIGHTS, tenant, f"{weight:g}")
 
-    def _missing(self, job_id: str) -> JobNotFound:
+    def missing(self, job_id: str) -> JobNotFound:
+        """The error for a job that is not there: JobGone if its time is past, else JobNotFound."""
         created = created_at(job_id)
         if created is not None and created < time.time() - self.settings.limits.retention_s:
             return JobGone(f"job {job_id} is gone: finished jobs are kept {self.settings.limits.retention_s:g} s")
         return JobNotFound(f"job {job_id} is unknown; check the id and that this is the right farm ({self.where})")
-
-
-def new_job_id() -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits, so that ids sort by time."""
-    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | 0x7 << 76
-    digits = f"{value & ~(0x3 << 62) | 0x2 << 62:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def created_at(job_id: str) -> float | None:
-    """The Unix time in a UUIDv7; None for any other id."""
-    try:
-        value = uuid.UUID(job_id)
-    except ValueError:
-        return None
-    return (value.int >> 80) / 1000 if value.version == 7 else None
 
 
 def entry(token_id: int, text: str, logprob: float | None, top: list[tuple[int, float]] | None) -> str:

@@ -24,7 +24,8 @@ from farm.ledger.tenants import Tenants, check_name
 
 SCOPES = ("submit", "read", "admin")
 USUAL_SCOPES = ("submit", "read")
-SECRET = re.compile(r"^bf_[A-Za-z0-9_-]{43}\Z")
+KEY_MARK = "bf_"
+SECRET = re.compile(rf"^{KEY_MARK}[A-Za-z0-9_-]{{43}}\Z")
 ID_DIGITS = 16
 USED_EVERY_S = 60
 MOST_NAME_CHARS = 128
@@ -89,7 +90,7 @@ class Keyring:
             raise InvalidRequest("name", f"has {len(name)} characters; at most {MOST_NAME_CHARS} are allowed")
         if weight is not None or limits:
             self._tenants.change(tenant, weight=weight, limits=limits)
-        secret = "bf_" + secrets.token_urlsafe(32)
+        secret = KEY_MARK + secrets.token_urlsafe(32)
         digest = hash_of(secret)
         key_id = digest[:ID_DIGITS]
         with our_errors(self._jobs.where):

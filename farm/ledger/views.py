@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from farm.contracts import JobState, Request
 from farm.results import AttemptRecord, JobError, JobView, Timings, TokenLogprobs, Usage
@@ -19,11 +20,6 @@ def view_of(job_id: str, fields: dict[str, str], entries: list[str], past: list[
     created, started, finished = (_seconds(fields.get(name)) for name in ("created", "started", "finished"))
     first = _seconds(fields.get("first_token"))
     created = created or 0.0
-    logprobs = [
-        TokenLogprobs(token[0], token[1], token[2], [(top[0], top[1]) for top in token[3]])
-        for token in tokens
-        if len(token) > 2
-    ]
     return JobView(
         id=job_id,
         state=JobState(fields["state"]),
@@ -48,10 +44,19 @@ def view_of(job_id: str, fields: dict[str, str], entries: list[str], past: list[
         history=[AttemptRecord(**json.loads(record)) for record in past],
         metadata=request.get("metadata", {}),
         wants_token_ids=request.get("return_token_ids", False),
-        logprobs=logprobs if request.get("logprobs") is not None else None,
+        logprobs=logprobs_of(tokens) if request.get("logprobs") is not None else None,
         least_tokens=most_tokens if request.get("ignore_eos") else request.get("min_tokens", 0),
         most_tokens=most_tokens,
     )
+
+
+def logprobs_of(tokens: list[list[Any]]) -> list[TokenLogprobs]:
+    """Of those entries that came with them."""
+    return [
+        TokenLogprobs(token[0], token[1], token[2], [(top[0], top[1]) for top in token[3]])
+        for token in tokens
+        if len(token) > 2
+    ]
 
 
 def _seconds(milliseconds: str | None) -> float | None:

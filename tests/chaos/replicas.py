@@ -95,6 +95,19 @@ class Service:
             )
         return False
 
+    def fail_over(self) -> None:
+        """Have a Sentinel promote the replica while the master is alive; returns when it is."""
+        with contextlib.closing(self.sentinels[0].client) as client:
+
+            def is_done() -> bool:
+                with contextlib.suppress(redis.ResponseError):  # one is under way
+                    client.sentinel_failover(SERVICE)
+                with contextlib.suppress(AssertionError):  # it was given up: a busy machine
+                    wait_until(lambda: self._master(client) == self.replica.port, why="the promotion", timeout_s=6)
+                return self._master(client) == self.replica.port
+
+            wait_until(is_done, why="the failover")
+
     def wait_until_promoted(self) -> None:
         """Return when the Sentinels call the replica the master."""
         for sentinel in self.sentinels:

@@ -103,9 +103,7 @@ def test_an_old_master_takes_no_writes_and_its_clients_go_on(tmp_path: Path, how
         before = farm.submit("before", idempotency_key="k")
         if how == "alone":
             old.config_set("min-replicas-to-write", 1)
-        with contextlib.closing(service.sentinels[0].client) as sentinel:
-            sentinel.sentinel_failover(SERVICE)
-        service.wait_until_promoted()
+        service.fail_over()
         if how == "demoted":
             old.replicaof(HOST, str(service.replica.port))  # as a Sentinel does some ten seconds later
         with pytest.raises(redis.ResponseError, match=refusal):

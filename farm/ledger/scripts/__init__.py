@@ -17,7 +17,7 @@ from farm.settings import RedisSettings
 from farm.time_limit import time_left, time_limit
 
 # Only submit may be refused for lack of memory: whatever was accepted must be able to end.
-FLAGS = {"submit": "", "position": " flags=no-writes"}
+FLAGS = {"submit": "", "position": " flags=no-writes", "pieces": " flags=no-writes"}
 NAMES = (
     "submit",
     "dispatch",
@@ -31,6 +31,7 @@ NAMES = (
     "upkeep",
     "position",
     "mark",
+    "pieces",
     "take",
 )
 
