@@ -32,6 +32,7 @@ test: check  ## all tests
 bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten minutes on two idle cores
 	$(BIN)/python -m benchmarks.imports
 	$(BIN)/python -m benchmarks.submit
+	$(BIN)/python -m benchmarks.rest
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.compare --docs
 
@@ -46,7 +47,7 @@ $(BIN)/python:
 
 $(VENV)/.run: $(PINS) | $(BIN)/python
 	@echo "installing the farm into $(VENV); the first time takes some minutes"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,flower,local]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,api,flower,local]'
 	@touch $@
 
 $(VENV)/.dev: $(PINS) | $(BIN)/python

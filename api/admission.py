@@ -12,9 +12,7 @@ from api.service import Service
 from farm.contracts import Request, parse_request
 from farm.errors import IdempotencyConflict, InvalidRequest
 from farm.ledger.jobs import Submission
-from farm.prompts import check_length
-
-SHORT = 8_192  # characters or token ids; counting the tokens of so many takes about a millisecond
+from farm.prompts import check_length, needs_counting
 
 
 class Admission:
@@ -34,7 +32,7 @@ class Admission:
 
     async def _checked(self, request: Request, tenant: str, key: str | None) -> Submission:
         facts = self._checks.known(request.model)
-        if facts is not None and len(request.prompt) <= SHORT:
+        if facts is not None and not needs_counting(request, facts):
             check_length(request, facts)
         else:
             await self._service.call(self._checks.checker(), request)

@@ -53,7 +53,7 @@ def ask_of(body: object) -> Ask:
         samples,
         is_echoed,
         is_streamed,
-        _wants_usage(given, is_streamed=is_streamed),
+        _wants_usage(given),
     )
 
 
@@ -88,14 +88,9 @@ def _flag(given: Mapping[str, object], name: str) -> bool:
     return value
 
 
-def _wants_usage(given: Mapping[str, object], *, is_streamed: bool) -> bool:
-    options = given.get("stream_options")
-    if options is None:
-        return False
-    if not is_streamed:
-        raise InvalidRequest("stream_options", "is for streams; give stream true, or leave it out")
-    if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
+def _wants_usage(given: Mapping[str, object]) -> bool:
+    """Whether a stream is to end with what all took; a whole answer says so anyway."""
+    options = given.get("stream_options", {})
+    if not isinstance(options, dict) or not set(options) <= {"include_usage"}:
         raise InvalidRequest("stream_options", "must be an object that may hold include_usage; leave out all else")
-    if _flag(options, "include_obfuscation"):
-        raise InvalidRequest("stream_options", "include_obfuscation is not supported here; leave it out")
     return _flag(options, "include_usage")

@@ -122,15 +122,10 @@ class Service:
         return [Written(is_new, standing) for is_new, standing in zip(are_new, standings, strict=True)]
 
     def _submit_each(self, submissions: list[Submission]) -> list[Written | Exception]:
-        try:
-            return list(self._submit_all(submissions))
-        except ServerUnreachable:
-            raise
-        except FarmError as error:
-            if len(submissions) == 1:
-                return [error]
-            # One of them was refused. Each by itself tells which; those that are written already stay as they are.
-            return [self._submit_each([submission])[0] for submission in submissions]
+        answers = self.jobs.submit_each(submissions)
+        pairs = zip(submissions, answers, strict=True)
+        standings = iter(self.jobs.standings([job.id for job, answer in pairs if not isinstance(answer, FarmError)]))
+        return [answer if isinstance(answer, FarmError) else Written(answer, next(standings)) for answer in answers]
 
     def _view_each(self, job_ids: list[str]) -> list[JobView | Exception]:
         views = self.jobs.views(job_ids)

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from farm.client import DRAW_S, Farm, Job, check_start, delta_of, draw
@@ -21,12 +22,14 @@ from farm.errors import FarmError, ServerUnreachable
 from farm.flow import DEFAULT_WINDOW, Flow, Result, not_succeeded, result_of
 from farm.ledger.jobs import Piece
 from farm.ledger.streams import News, Watch
+from farm.ledger.usage import UsageDay
 from farm.patience import patiently
 from farm.prompts import Params, Placer, Prompt
 from farm.results import Completion, Delta, JobView
 from farm.settings import Settings
 
 THREADS = 4
+PAGE = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -141,6 +144,19 @@ class AsyncFarm:
     def job(self, job_id: str) -> AsyncJob:
         """A job by its id, wherever it was submitted. Does not ask the server."""
         return AsyncJob(self, job_id)
+
+    async def jobs(
+        self, *, state: JobState | str | None = None, limit: int | None = None
+    ) -> AsyncGenerator[JobView, None]:
+        """This tenant's jobs as they stand, the newest first; see ``Farm.jobs``."""
+        found = self.sync.jobs(state=state, limit=limit)
+        while page := await self.call(lambda: list(islice(found, PAGE))):
+            for view in page:
+                yield view
+
+    async def usage(self, days: int = 30) -> list[UsageDay]:
+        """This tenant's usage by day; see ``Farm.usage``."""
+        return await self.call(self.sync.usage, days)
 
     @overload
     def map(

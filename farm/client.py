@@ -29,7 +29,9 @@ from farm.errors import (
 )
 from farm.flow import DEFAULT_WINDOW, Flow, Result, not_succeeded, result_of
 from farm.ledger.jobs import Jobs, Piece, Submission
+from farm.ledger.listing import each_job
 from farm.ledger.streams import News, Reader, Watch
+from farm.ledger.usage import UsageDay, read_usage
 from farm.local.discover import discover, running_farm, with_url
 from farm.patience import patiently
 from farm.prompts import Params, Placer, Prompt, PromptCheck, check_samples
@@ -187,6 +189,17 @@ class Farm:
     def job(self, job_id: str) -> Job:
         """A job by its id, wherever it was submitted. Does not ask the server."""
         return Job(self, job_id)
+
+    def jobs(self, *, state: JobState | str | None = None, limit: int | None = None) -> Iterator[JobView]:
+        """This tenant's jobs as they stand, the newest first; those in ``state``, ``limit`` at the most.
+
+        They are read a page at a time, as the caller goes on. Raises InvalidRequest, ServerUnreachable.
+        """
+        return each_job(self.ledger, self.tenant, state=state, limit=limit)
+
+    def usage(self, days: int = 30) -> list[UsageDay]:
+        """This tenant's jobs that ended and their tokens, of the latest days, the oldest first; see ``UsageDay``."""
+        return read_usage(self.ledger, self.tenant, days=days)
 
     @overload
     def map(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
@@ -202,6 +204,28 @@ def model_name(model_id: str) -> str:
     return name
 
 
+def job_id_of(tenant: str, idempotency_key: str | None) -> str:
+    """The id of a new job: the key's if it has one."""
+    return keyed_job_id(tenant, idempotency_key) if idempotency_key else new_job_id()
+
+
 def keyed_job_id(tenant: str, idempotency_key: str) -> str:
     """The id of the one job that a tenant may have under an idempotency key (uuid5, always the same)."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"bloomfarm:{tenant}:{idempotency_key}"))
+
+
+def new_job_id() -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits, so that ids sort by time."""
+    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    digits = f"{value & ~(0x3 << 62) | 0x2 << 62:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def created_at(job_id: str) -> float | None:
+    """The Unix time in a UUIDv7; None for any other id."""
+    try:
+        value = uuid.UUID(job_id)
+    except ValueError:
+        return None
+    return (value.int >> 80) / 1000 if value.version == 7 else None

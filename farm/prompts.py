@@ -152,12 +152,20 @@ def check_length(request: Request, facts: ModelFacts | None) -> None:
             f"{request.max_tokens:,} leaves no room for a prompt in {facts.context:,}, the model's context; "
             f"give at most {facts.context - 1:,}",
         )
-    # A byte-level vocabulary gives at most one token per byte.
-    if len(prompt) * MAX_BYTES_PER_CHAR <= room or len(prompt.encode()) <= room:
+    if not needs_counting(request, facts):
         return
     tokens = count_tokens(prompt, facts.tokenizer)
     if tokens is not None and tokens > room:
         raise PromptTooLong.of(tokens, request.max_tokens, facts.context)
+
+
+def needs_counting(request: Request, facts: ModelFacts) -> bool:
+    """Whether only a tokenizer can tell if a text fits, which takes milliseconds, and a second to load it."""
+    prompt, room = request.prompt, facts.context - request.max_tokens
+    if isinstance(prompt, list):
+        return False
+    # A byte-level vocabulary gives at most one token per byte.
+    return len(prompt) * MAX_BYTES_PER_CHAR > room and len(prompt.encode()) > room
 
 
 def count_tokens(text: str, tokenizer: str) -> int | None:

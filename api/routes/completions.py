@@ -21,10 +21,10 @@ from api.newsroom import Listener
 from api.requests import MAX_WAIT_S, Call
 from api.service import Service
 from api.streaming import until_left
-from farm.contracts import JobState
+from farm.contracts import JobState, created_at
 from farm.errors import InvalidRequest, ModelNotFound
 from farm.flow import not_succeeded
-from farm.ledger.jobs import Submission, created_at
+from farm.ledger.jobs import Submission
 from farm.ledger.overview import overview
 from farm.openai_shapes import completion_body
 from farm.prompts import decode_tokens

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 from farm.connection import server_full
 from farm.contracts import Priority
-from farm.errors import DeadlineUnmeetable, ExceedsQuota, FarmError, QueueFull, QuotaExceeded
+from farm.errors import DeadlineUnmeetable, ExceedsQuota, FarmError, IdempotencyConflict, QueueFull, QuotaExceeded
 from farm.ledger.forecast import Standing
 
 if TYPE_CHECKING:
     from farm.ledger.jobs import Submission
+
+Word = str | list[str]
+"""What ``submit.lua`` says to a job: new, same, conflict, full; or why there is no room."""
 
 _NOUNS = {"max_queued_jobs": "jobs", "queued_jobs": "jobs", "queued_tokens": "tokens"}
 
@@ -88,14 +91,19 @@ class Rest:
         self._sums[tenant] = (had[0] + jobs, had[1] + tokens)
 
 
-def refusal(answer: Sequence[str], where: str) -> FarmError | None:
-    """The error in an answer of ``submit.lua``; None for an answer that holds a word per job."""
-    if answer[0] == "full":
+def is_refused(word: Word) -> bool:
+    """Whether what ``submit.lua`` answered for a job, or for all, is a refusal for lack of room."""
+    return word == "full" or not isinstance(word, str)
+
+
+def refusal(word: Word, where: str) -> FarmError | None:
+    """The error that it means; None for a job that is there."""
+    if word == "full":
         return server_full(where)
-    if answer[0] != "limit":
+    if isinstance(word, str):
         return None
-    name, tenant = answer[1:3]
-    limit, taken, more, wait_ms = map(int, answer[3:])
+    name, tenant, *numbers = word
+    limit, taken, more, wait_ms = map(int, numbers)
     who, noun, wait_s = f"tenant {tenant}" if tenant else "the farm", _NOUNS[name], wait_ms / 1000
     if more > limit:
         return ExceedsQuota(name, f"{more:,} {noun} at once > {limit:,}, all that {who} may have queued; submit less")
@@ -104,4 +112,17 @@ def refusal(answer: Sequence[str], where: str) -> FarmError | None:
         return QueueFull(f"{held}; try again in {wait_s:.0f} s", wait_s)
     return QuotaExceeded(
         f"{held}; try again in {wait_s:.0f} s, when some have run", name, limit, max(0, limit - taken), wait_s
+    )
+
+
+def outcome(job: Submission, word: Word, where: str) -> bool | FarmError:
+    """Whether a job is new, or the error that the script's word for it means."""
+    error = conflict(job) if word == "conflict" else refusal(word, where)
+    return word == "new" if error is None else error
+
+
+def conflict(job: Submission) -> IdempotencyConflict:
+    """The error for an id that another request has."""
+    return IdempotencyConflict(
+        f"job {job.id} exists with another request; use another idempotency key or send the same request"
     )

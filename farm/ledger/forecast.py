@@ -40,10 +40,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a job stands. Position 1 goes next; 0 does not wait."""
+    """Where a job stands. Position 1 goes next; 0 does not wait. ``ahead_tokens`` are to be generated before it."""
 
     position: int
     pace: Pace
+    ahead_tokens: float
 
     def eta_s(self, least: int, most: int, *, later: int = 0) -> float | None:
         """Seconds until a job that generates ``least`` to ``most`` tokens has ended; None when nothing can be said.
@@ -53,9 +54,12 @@ class Standing:
         pace = self.pace
         if not self.position or not pace.slots or not pace.tokens_per_s:
             return None
-        rounds = max(0, self.position + later - pace.free) / pace.slots
         own = min(most, max(least, pace.tokens_per_job))
-        return round((rounds * pace.tokens_per_job + own) / pace.tokens_per_s, 1)
+        wait = 0.0
+        if self.position + later > pace.free:
+            # A slot must become free, too: with none free, that of one more job.
+            wait = max(0.0, self.ahead_tokens + (1 + later - pace.free) * pace.tokens_per_job) / pace.slots
+        return round((wait + own) / pace.tokens_per_s, 1)
 
     def too_late_s(self, least: int, most: int, deadline_s: float, *, later: int = 0) -> float | None:
         """The estimate, if a deadline can't be met by far; None if it may be, or too little is known to say so."""
@@ -65,8 +69,11 @@ class Standing:
         return eta_s
 
 
-def read(answer: tuple[list[int], list[int], list[list[str | int]]]) -> list[Standing]:
+def read(answer: tuple[list[int], list[str], list[int], list[list[str | int]]]) -> list[Standing]:
     """What position.lua answered."""
-    positions, numbers, found = answer
+    positions, ahead, numbers, found = answer
     paces = [Pace(int(slots), int(free), *map(float, measured)) for slots, free, *measured in found]
-    return [Standing(position, paces[number - 1]) for position, number in zip(positions, numbers, strict=True)]
+    return [
+        Standing(position, paces[number - 1], float(tokens))
+        for position, tokens, number in zip(positions, ahead, numbers, strict=True)
+    ]

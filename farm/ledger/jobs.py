@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,9 +13,9 @@ import redis
 
 from farm import keys
 from farm.connection import address, connect, our_errors
-from farm.contracts import SAFE_NAME, JobState, Priority, Request, fingerprint, keyed_job_id, model_name
-from farm.errors import IdempotencyConflict, InvalidRequest, JobGone, JobNotFound, nearest
-from farm.ledger.admission import Rest, hopeless, refusal, too_late
+from farm.contracts import SAFE_NAME, JobState, Priority, Request, created_at, fingerprint, job_id_of, model_name
+from farm.errors import FarmError, InvalidRequest, JobGone, JobNotFound, nearest
+from farm.ledger.admission import Rest, Word, conflict, hopeless, is_refused, outcome, refusal, too_late
 from farm.ledger.forecast import Standing, read
 from farm.ledger.scripts import Scripts
 from farm.ledger.views import logprobs_of, view_of
@@ -85,7 +83,6 @@ class Jobs:
         # How long a write that must not be lost may take to reach the disk; None: nobody waits for it.
         self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.durability == "fsync" else None
         self._retention_ms = int(settings.limits.retention_s * 1000)
-        self._live_ms = int(settings.keeper.liveness_s * 1000)
 
     def place(
         self,
@@ -104,7 +101,7 @@ class Jobs:
                 "tenant", f"{tenant[:60]!r} is no name; use up to 128 letters, digits, '.', '_' and '-'"
             )
         if job_id is None:
-            job_id = keyed_job_id(tenant, idempotency_key) if idempotency_key else new_job_id()
+            job_id = job_id_of(tenant, idempotency_key)
         if not SAFE_NAME.match(job_id):
             raise InvalidRequest("id", f"{job_id[:60]!r} is no job id; use up to 128 letters, digits, '.', '_' and '-'")
         return Submission(job_id, request, model_name(request.model or self.settings.model.id), tenant, plain, part_of)
@@ -121,37 +118,51 @@ class Jobs:
         may not be written). Whatever was raised, the same jobs may be submitted again: those that are there already
         are refused for no reason.
         """
-        self._refuse_hopeless(submissions)
-        words: list[str] = []
+        for job, eta_s in self._hopeless(submissions):
+            raise too_late(job, eta_s)
+        words: list[Word] = []
         rest = Rest((job.id, job.tenant, job.cost) for job in submissions)
         for start in range(0, len(submissions), SUBMIT_CHUNK):
             chunk = submissions[start : start + SUBMIT_CHUNK]
             rest.sent(job.id for job in chunk)
             answer = self._write(chunk, rest)
-            if answer[0] == "limit" and rest:
+            if is_refused(answer[0]) and rest:
                 # What is there already needs no room: a repetition must not be refused.
                 rest.sent(self._known(rest.ids))
                 answer = self._write(chunk, rest)
-            if (error := refusal(answer, self.where)) is not None:
+            if (error := refusal(answer[0], self.where)) is not None:
                 raise error
             words += answer
         for job, word in zip(submissions, words, strict=True):
             if word == "conflict":
-                raise IdempotencyConflict(
-                    f"job {job.id} exists with another request; use another idempotency key or send the same request"
-                )
+                raise conflict(job)
         return [word == "new" for word in words]
 
-    def _write(self, chunk: Sequence[Submission], rest: Rest) -> list[str]:
+    def submit_each(self, submissions: Sequence[Submission]) -> list[bool | FarmError]:
+        """Write jobs that have nothing to do with one another: each is accepted or refused by itself.
+
+        Returns for each whether it is new, or the error that ``submit`` would raise for it alone. Raises
+        ServerUnreachable.
+        """
+        late = {id(job): too_late(job, eta_s) for job, eta_s in self._hopeless(submissions)}
+        wanted = [job for job in submissions if id(job) not in late]
+        words: list[Word] = []
+        for start in range(0, len(wanted), SUBMIT_CHUNK):
+            words += self._write(wanted[start : start + SUBMIT_CHUNK], None)
+        answers = iter(words)
+        return [late.get(id(job)) or outcome(job, next(answers), self.where) for job in submissions]
+
+    def _write(self, chunk: Sequence[Submission], rest: Rest | None) -> list[Word]:
+        """Call the script. rest: what is still to come, when all or none is wanted; None: each by itself."""
         limits = self.settings.limits
         args: list[str | int] = [limits.max_queued_jobs or "", limits.queued_jobs or "", limits.queued_tokens or ""]
-        args.append(rest.to_json())
+        args += ("1", "") if rest is None else ("", rest.to_json())
         for job in chunk:
             deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
             text = job.request.to_json()
             args += (job.id, fingerprint(text + job.part_of), job.model, job.tenant, job.request.priority)
             args += (job.cost, deadline_ms, job.plain, text)
-        answer: list[str] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
+        answer: list[Word] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
         return answer
 
     def conflicting(self, submissions: Sequence[Submission]) -> bool:
@@ -163,12 +174,11 @@ class Jobs:
         pairs = zip(submissions, found, strict=True)
         return any(seen and seen != fingerprint(job.request.to_json() + job.part_of) for job, seen in pairs)
 
-    def _refuse_hopeless(self, submissions: Sequence[Submission]) -> None:
+    def _hopeless(self, submissions: Sequence[Submission]) -> list[tuple[Submission, float]]:
+        """New jobs whose deadlines can't be met, with estimates. One that is there is not refused any more."""
         late = hopeless(submissions, self.newcomer)
-        known = self._known([job.id for job, _ in late])
-        for job, eta_s in late:
-            if job.id not in known:
-                raise too_late(job, eta_s)
+        known = set(self._known([job.id for job, _ in late])) if late else ()
+        return [(job, eta_s) for job, eta_s in late if job.id not in known]
 
     def _known(self, job_ids: Sequence[str]) -> list[str]:
         with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
@@ -197,13 +207,19 @@ class Jobs:
     def standings(self, job_ids: Sequence[str]) -> list[Standing]:
         """Where jobs stand in line, in the order given."""
         found: list[Standing] = []
-        for start in range(0, len(job_ids), SUBMIT_CHUNK):
-            found += read(self.scripts.call("position", self._live_ms, *job_ids[start : start + SUBMIT_CHUNK]))
+        while len(found) < len(job_ids):
+            found += self._positions(*job_ids[len(found) : len(found) + SUBMIT_CHUNK])
         return found
 
     def newcomer(self, model: str, priority: Priority, tenant: str) -> Standing:
         """Where a job would stand that came now."""
-        return read(self.scripts.call("position", self._live_ms, "", model, priority, tenant))[0]
+        [standing] = self._positions("", model, priority, tenant)
+        return standing
+
+    def _positions(self, *wanted: str) -> list[Standing]:
+        settings = self.settings
+        live_ms = int(settings.keeper.liveness_s * 1000)
+        return read(self.scripts.call("position", live_ms, settings.limits.high_lead_tokens, *wanted))
 
     def views(self, job_ids: Sequence[str]) -> list[JobView | None]:
         """Many jobs in one round trip; None for each that is not there."""
@@ -219,17 +235,16 @@ class Jobs:
 
     def pieces(self, wanted: Iterable[tuple[str, int]]) -> list[Piece | None]:
         """For each (job, index): its state and the tokens from that index on; None where no job is."""
-        wanted = list(wanted)
-        with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
-            for job_id, index in wanted:
-                pipe.hmget(keys.job(job_id), "state", "tail")
-                pipe.lrange(keys.out(job_id), index, -1)
-            answers = pipe.execute()
+        # A script, for a pipeline of two commands a job costs the one reader of many streams five times as much.
+        asked: list[str | int] = [part for pair in wanted for part in pair]
         pieces: list[Piece | None] = []
-        for (_, index), (state, tail), entries in zip(wanted, answers[::2], answers[1::2], strict=True):
-            tokens = json.loads(f"[{','.join(entries)}]")
-            texts = [(token[0], token[1]) for token in tokens]
-            pieces.append(Piece(JobState(state), index, texts, tail or "", logprobs_of(tokens)) if state else None)
+        for start in range(0, len(asked), 2 * SUBMIT_CHUNK):
+            chunk = asked[start : start + 2 * SUBMIT_CHUNK]
+            answer = self.scripts.call("pieces", *chunk)
+            for index, state, tail, entries in zip(chunk[1::2], answer[::3], answer[1::3], answer[2::3], strict=True):
+                tokens = json.loads(f"[{entries}]") if entries else []
+                texts = [(token[0], token[1]) for token in tokens]
+                pieces.append(Piece(JobState(state), int(index), texts, tail, logprobs_of(tokens)) if state else None)
         return pieces
 
     def cancel(self, job_ids: Sequence[str]) -> list[JobState | None]:
@@ -273,23 +288,6 @@ class Jobs:
         if created is not None and created < time.time() - self.settings.limits.retention_s:
             return JobGone(f"job {job_id} is gone: finished jobs are kept {self.settings.limits.retention_s:g} s")
         return JobNotFound(f"job {job_id} is unknown; check the id and that this is the right farm ({self.where})")
-
-
-def new_job_id() -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits, so that ids sort by time."""
-    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | 0x7 << 76
-    digits = f"{value & ~(0x3 << 62) | 0x2 << 62:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def created_at(job_id: str) -> float | None:
-    """The Unix time in a UUIDv7; None for any other id."""
-    try:
-        value = uuid.UUID(job_id)
-    except ValueError:
-        return None
-    return (value.int >> 80) / 1000 if value.version == 7 else None
 
 
 def entry(token_id: int, text: str, logprob: float | None, top: list[tuple[int, float]] | None) -> str:

@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from hmac import compare_digest
 from typing import Any
 
-import redis
-import redis.asyncio
-
 from farm import keys
 from farm.connection import our_errors
 from farm.errors import InvalidRequest, nearest
@@ -124,26 +121,14 @@ class Keyring:
         if (key_id := id_of(secret)) is None:
             return None
         with our_errors(self._jobs.where), self._jobs.client.pipeline(transaction=False) as pipe:
-            _ask(pipe, key_id)
+            pipe.hget(keys.API_KEYS, key_id)
+            pipe.hget(keys.API_KEYS_USED, key_id)
+            pipe.time()
             record, used, clock = pipe.execute()
             principal = parse(secret, record)
             if principal is not None and _is_stale(used, clock[0]):
                 self._jobs.client.hset(keys.API_KEYS_USED, key_id, clock[0])
         return principal
-
-
-async def find_async(client: redis.asyncio.Redis, secret: str, where: str = "the ledger's server") -> Principal | None:
-    """``Keyring.find`` by a client of asyncio's that decodes answers. where: its address, for messages."""
-    if (key_id := id_of(secret)) is None:
-        return None
-    with our_errors(where):
-        async with client.pipeline(transaction=False) as pipe:
-            _ask(pipe, key_id)
-            record, used, clock = await pipe.execute()
-        principal = parse(secret, record)
-        if principal is not None and _is_stale(used, clock[0]):
-            await client.hset(keys.API_KEYS_USED, key_id, clock[0])
-    return principal
 
 
 def hash_of(secret: str) -> str:
@@ -174,12 +159,6 @@ def check_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     if not wanted:
         raise InvalidRequest("scope", f"a key without any opens nothing; give some of {', '.join(SCOPES)}")
     return tuple(scope for scope in SCOPES if scope in wanted)
-
-
-def _ask(pipe: Any, key_id: str) -> None:
-    pipe.hget(keys.API_KEYS, key_id)
-    pipe.hget(keys.API_KEYS_USED, key_id)
-    pipe.time()
 
 
 def _is_stale(used: str | None, now_s: int) -> bool:

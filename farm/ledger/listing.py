@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from farm import keys
 from farm.connection import our_errors
 from farm.contracts import JobState
-from farm.errors import InvalidRequest
+from farm.errors import InvalidRequest, nearest
 from farm.ledger.jobs import Jobs
 from farm.ledger.tenants import check_name
 from farm.results import JobView
@@ -15,6 +16,7 @@ from farm.results import JobView
 MOST = 100
 LOOKS = 1_000  # jobs that one call looks at to find those in a state
 STEP = 200
+SHOWN = tuple(state.value for state in JobState if state is not JobState.DISPATCHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,31 @@ def list_jobs(
     found, place, is_last = _find(jobs, tenant, state, after, limit)
     views = [view for view in jobs.views(found) if view is not None]
     return Page(views, None if is_last else place)
+
+
+def each_job(
+    jobs: Jobs, tenant: str, *, state: JobState | str | None = None, limit: int | None = None
+) -> Iterator[JobView]:
+    """A tenant's jobs, the newest first, page after page as they are asked for; ``limit`` of them at the most.
+
+    Raises InvalidRequest (tenant, state, limit), ServerUnreachable.
+    """
+    wanted, after, left = state_of(state), None, limit
+    while left is None or left > 0:
+        page = list_jobs(jobs, tenant, state=wanted, after=after, limit=MOST if left is None else min(MOST, left))
+        yield from page.views
+        left = None if left is None else left - len(page.views)
+        if (after := page.next_after) is None:
+            return
+
+
+def state_of(name: str | None) -> JobState | None:
+    """A state by its name. Raises InvalidRequest for one that people never see."""
+    if name is None:
+        return None
+    if name not in SHOWN:
+        raise InvalidRequest("state", f"{name[:60]!r} is no state{nearest(name, SHOWN)}; known: {', '.join(SHOWN)}")
+    return JobState(name)
 
 
 def _find(

@@ -11,15 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import redis.asyncio
-
 from farm import keys
 from farm.connection import our_errors
 from farm.contracts import SAFE_NAME
 from farm.errors import InvalidRequest, TooManyRequests, nearest
 from farm.ledger.jobs import Jobs
-from farm.ledger.scripts import source
-from farm.settings import LimitsSettings
 
 LIMITS = ("requests_per_s", "burst", "queued_jobs", "queued_tokens")
 MOST_WEIGHT = 1000
@@ -128,29 +124,28 @@ class Tenants:
 
     def take(self, name: str) -> Allowance:
         """Count one request of a tenant, unless it has none left."""
-        return _allowance(name, self.jobs.scripts.call("take", *_take_args(name, self.jobs.settings.limits)))
+        [allowance] = self.take_each([name])
+        return allowance
 
-    async def take_async(self, client: redis.asyncio.Redis, name: str) -> Allowance:
-        """``take`` by a client of asyncio's that decodes answers."""
-        with our_errors(self.jobs.where):
-            script = client.register_script(source("take"))
-            return _allowance(name, await script(keys=[keys.PREFIX], args=_take_args(name, self.jobs.settings.limits)))
+    def take_each(self, names: Sequence[str]) -> Sequence[Allowance]:
+        """Count one request for each name; a tenant may be named many times. A hundred names keep the call short."""
+        limits = self.jobs.settings.limits
+        defaults = (limits.requests_per_s or "", limits.queued_jobs or "", limits.queued_tokens or "")
+        answers = self.jobs.scripts.call("take", *defaults, *names)
+        return [_allowance(name, answer) for name, answer in zip(names, answers, strict=True)]
 
     def _merge(self, name: str, wanted: Mapping[str, float | None]) -> None:
         def change(pipe: Any) -> None:
-            own = json.loads(pipe.hget(keys.LIMITS, name) or "{}") | wanted
-            # JSON knows no infinity: null is no limit, and a limit that is not there is the settings'.
-            kept = {
-                limit: None if value == math.inf else value for limit, value in own.items() if _is_own(limit, value)
-            }
+            own = json.loads(pipe.hget(keys.LIMITS, name) or "{}")
+            for limit, value in wanted.items():
+                own.pop(limit, None)
+                if value is not None:
+                    own[limit] = None if value == math.inf else value  # JSON knows no infinity
             pipe.multi()
-            if kept:
-                pipe.hset(keys.LIMITS, name, json.dumps(kept, sort_keys=True))
+            if own:
+                pipe.hset(keys.LIMITS, name, json.dumps(own, sort_keys=True))
             else:
                 pipe.hdel(keys.LIMITS, name)
-
-        def _is_own(limit: str, value: float | None) -> bool:
-            return value is not None or limit not in wanted
 
         with our_errors(self.jobs.where):
             self.jobs.client.transaction(change, keys.LIMITS)
@@ -163,10 +158,6 @@ class Tenants:
             values["burst"] = burst_of(values["requests_per_s"])
         names = tuple(limit for limit in LIMITS if limit in set_here)
         return Tenant(name, float(weight or 1), Limits(**values), names, int(jobs or 0), int(tokens or 0))
-
-
-def _take_args(name: str, limits: LimitsSettings) -> list[str | int | float]:
-    return [name, limits.requests_per_s or "", limits.queued_jobs or "", limits.queued_tokens or ""]
 
 
 def _allowance(name: str, answer: Sequence[str | int]) -> Allowance:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from typing import Any
 
 import httpx2
 import pytest
@@ -75,6 +76,24 @@ async def test_a_bad_body_is_refused_by_name(
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text[:300]
     assert len(answer.content) < 1_000
     assert jobs.client.keys(keys.job("*")) == []
+
+
+async def test_a_defect_is_told_and_logged_without_a_word_of_it(
+    web: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: Any
+) -> None:
+    """What nobody foresaw is a 500 with an id, under which the log says where; what was said is in neither."""
+
+    def broken(values: dict[str, str]) -> None:
+        raise RuntimeError(values["prompt"])
+
+    monkeypatch.setattr("api.admission.parse_request", broken)
+    answer = await web.post("/v1/jobs", json={"prompt": "Xyzzy"}, headers={"X-Request-ID": "mine"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    logged = caplog.text + "".join(capsys.readouterr())
+    assert "mine" in logged
+    assert "RuntimeError" in logged
+    assert "admission.py" in logged
+    assert "Xyzzy" not in logged + answer.text
 
 
 async def test_null_bytes_are_text(web: httpx2.AsyncClient) -> None:

@@ -157,7 +157,7 @@ def test_a_job_that_fails_is_an_error(served: Served, api_settings: Settings, is
         ({"prompt": "A goat", "logit_bias": {"50256": -100}}, "logit_bias"),
         ({"prompt": "A goat", "echo": True, "logprobs": 1}, "echo"),
         ({"prompt": "A goat", "echo": "yes"}, "echo"),
-        ({"prompt": "A goat", "stream_options": {"include_usage": True}}, "stream_options"),
+        ({"prompt": "A goat", "stream_options": {"include_usage": "yes"}}, "include_usage"),
         ({"prompt": "A goat", "stream": True, "stream_options": {"x": 1}}, "stream_options"),
         ({"prompt": "A goat", "temperature": 3e9}, "temperature"),
         ({"prompt": "A goat", "max_tokens": 5_000}, "max_tokens"),

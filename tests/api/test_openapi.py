@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import pytest
 from farm.ledger.jobs import Jobs
 from farm.local.environ import with_values
 from farm.settings import Settings
-from tests.api.conftest import WEB, Served, serving
+from tests.api.conftest import WEB, Serve, Served, serving
 from tests.conftest import tool
 from tests.farmhand import Farmhand
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/rest.md",)
+PAGE = ROOT / "docs" / "rest.md"
+HERE = "http://127.0.0.1:8000"
 
 
 @pytest.fixture
@@ -28,15 +30,15 @@ def served(api_settings: Settings, jobs: Jobs) -> Iterator[Served]:
         yield api
 
 
-def test_every_answer_is_as_documented(served: Served, key: Callable[..., dict[str, str]]) -> None:
+def test_every_answer_is_as_documented(served: Served, key: Callable[..., dict[str, str]], tmp_path: Path) -> None:
     """schemathesis sends what fits the document and what does not, in sequences too: no 5xx, no undocumented status,
     header or body; what does not fit is refused, what fits is not; nothing is open without a key.
     """
     [(name, value)] = key("ann").items()
-    command = [str(tool("schemathesis", "none; pip install schemathesis")), "run", f"{served.url}/openapi.json"]
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "schemathesis.toml"), "run"]
     done = subprocess.run(
-        [*command, "--header", f"{name}: {value}", "--seed", "1", "--no-color"],
-        cwd=ROOT,
+        [*command, f"{served.url}/openapi.json", "--header", f"{name}: {value}", "--seed", "1", "--no-color"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
@@ -45,14 +47,14 @@ def test_every_answer_is_as_documented(served: Served, key: Callable[..., dict[s
     assert done.returncode == 0, done.stdout[-5_000:]
     tested = re.search(r"Tested: (\d+)", done.stdout)
     assert tested is not None
-    assert int(tested[1]) >= 7
+    assert int(tested[1]) >= 10
 
 
 async def test_every_operation_is_described(web: httpx2.AsyncClient) -> None:
     """Each has a summary, each of its answers an example or no body, each parameter and field a type."""
     document = (await web.get("/openapi.json")).json()
     operations = [one for path in document["paths"].values() for one in path.values()]
-    assert len(operations) == 7
+    assert len(operations) == 10
     for operation in operations:
         assert operation["summary"]
         for status, answer in operation["responses"].items():
@@ -89,6 +91,20 @@ def test_examples_of_the_docs_work_when_pasted(
             assert ("FARM_API_KEY" in block) == (keys == "required")
             said = run(block, secret)
             assert '"state":"succeeded"' in said
+
+
+def test_examples_of_the_page_work_when_pasted(serve: Serve, api_settings: Settings, jobs: Jobs) -> None:
+    """Every curl of docs/rest.md, in its order."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    code = [line.removeprefix("    ") for line in lines if line.startswith("    ")]
+    script = "\n".join(line for line in code if re.match(r"JOB=|curl -sS|  -d ", line))
+    assert script.count("curl -sS") == 10
+    with serve() as api, Farmhand(api_settings):
+        said = run(script.replace(HERE, api.url), "")
+    assert said.count('"state":"queued"') == 3
+    assert '"state":"succeeded"' in said
+    assert "event: end" in said
+    assert '"error":{' not in said
 
 
 def run(script: str, secret: str) -> str:

@@ -13,7 +13,7 @@ from farm.connection import our_errors
 from farm.errors import ServerUnreachable, SettingsError
 
 # Only submit may be refused for lack of memory: whatever was accepted must be able to end.
-FLAGS = {"submit": "", "position": " flags=no-writes"}
+FLAGS = {"submit": "", "position": " flags=no-writes", "pieces": " flags=no-writes"}
 NAMES = (
     "submit",
     "dispatch",
@@ -26,6 +26,7 @@ NAMES = (
     "leave",
     "upkeep",
     "position",
+    "pieces",
     "take",
 )
 

@@ -167,11 +167,14 @@ local function requeue(job, not_before)
   wake()
 end
 
--- A model's pace by its latest hundred or so jobs: what they gained, and for how long they held a slot.
-local function measure(rate, tokens, slot_ms)
-  local old = redis.call('HMGET', rate, 'jobs', 'tokens', 'slot_ms')
+-- A model's pace by its latest hundred or so jobs: what they gained, for how long they held a slot, and what they were
+-- charged for. One that went on from an earlier attempt is charged for what it gained, as if it had started there.
+local function measure(rate, job, tokens)
+  local gained = tokens - job.base
+  local old = redis.call('HMGET', rate, 'jobs', 'tokens', 'slot_ms', 'cost')
   local function add(n, value) return string.format('%.3f', tonumber(old[n] or 0) * 0.99 + value) end
-  redis.call('HSET', rate, 'jobs', add(1, 1), 'tokens', add(2, tokens), 'slot_ms', add(3, slot_ms))
+  redis.call('HSET', rate, 'jobs', add(1, 1), 'tokens', add(2, gained), 'slot_ms', add(3, NOW - job.claimed),
+    'cost', add(4, math.max(1, job.cost * gained / math.max(1, tokens))))
 end
 
 -- The date in UTC, as 2026-11-23 (days to civil dates: Howard Hinnant, chrono-compatible low-level date algorithms).
@@ -231,7 +234,7 @@ local function finish(job, state, retention, reason, fields)
     local old = tonumber(redis.call('HGET', rate, 'per_s') or 0)
     local keep = math.exp(-(NOW - last) / 30000)
     redis.call('HSET', rate, 'at', int(NOW), 'per_s', string.format('%.6f', old * keep + 1 / 30))
-    if state == 'succeeded' then measure(rate, tokens - job.base, NOW - job.claimed) end
+    if state == 'succeeded' then measure(rate, job, tokens) end
   end
   wake()
   job.state = state

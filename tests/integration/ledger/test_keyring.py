@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import AsyncIterator
 
 import pytest
 import redis
-import redis.asyncio
 
 from farm import keys
 from farm.errors import InvalidRequest
 from farm.ledger.jobs import Jobs
-from farm.ledger.keyring import Keyring, NewKey, Principal, find_async, hash_of
+from farm.ledger.keyring import Keyring, NewKey, Principal, hash_of
 from farm.ledger.tenants import Tenants
-from farm.local.server import EmbeddedServer
 
 
 @pytest.fixture
 def ring(jobs: Jobs) -> Keyring:
     return Keyring(jobs)
-
-
-@pytest.fixture
-async def async_client(server: EmbeddedServer) -> AsyncIterator[redis.asyncio.Redis]:
-    """A client of asyncio's, as the API has one."""
-    async with redis.asyncio.Redis.from_url(server.url, decode_responses=True) as client:
-        yield client
 
 
 def test_a_key_opens_until_it_is_revoked(ring: Keyring) -> None:
@@ -38,16 +28,6 @@ def test_a_key_opens_until_it_is_revoked(ring: Keyring) -> None:
     assert ring.find(key.secret) is None
     assert not ring.revoke(key.id)
     assert ring.list() == []
-
-
-async def test_asyncio_finds_the_same(ring: Keyring, async_client: redis.asyncio.Redis) -> None:
-    """The API's own client reads the same keys, and notes their use."""
-    key = ring.create("ann", scopes=("admin",))
-    assert await find_async(async_client, key.secret) == Principal(key.id, "ann", frozenset({"admin"}))
-    assert await find_async(async_client, key.secret[:-1] + "%") is None
-    assert ring.list()[0].last_used_at is not None
-    ring.revoke(key.id)
-    assert await find_async(async_client, key.secret) is None
 
 
 def test_a_secret_has_256_bits_and_is_nowhere_but_in_the_answer(ring: Keyring, client: redis.Redis) -> None:

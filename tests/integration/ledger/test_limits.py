@@ -5,14 +5,11 @@ from __future__ import annotations
 import pickle
 
 import pytest
-import redis
-import redis.asyncio
 
 from farm import keys
-from farm.errors import ExceedsQuota, FarmError, QueueFull, QuotaExceeded, TooManyRequests
+from farm.errors import DeadlineUnmeetable, ExceedsQuota, FarmError, QueueFull, QuotaExceeded, TooManyRequests
 from farm.ledger.jobs import Jobs
-from farm.ledger.tenants import Allowance, Tenants
-from farm.local.server import EmbeddedServer
+from farm.ledger.tenants import Tenants
 from farm.settings import load_settings
 from tests.conftest import wait_until
 from tests.integration.ledger.farmhand import Field
@@ -191,13 +188,57 @@ def test_without_limits_nobody_is_refused(field: Field) -> None:
     assert tenants.take("ann").queued_jobs == 300
 
 
-async def test_asyncio_takes_from_the_same_allowance(field: Field, server: EmbeddedServer) -> None:
-    """The API's own client draws on the same bucket."""
-    tenants = Tenants(limit(field, requests_per_s=0.5).jobs)
-    async with redis.asyncio.Redis.from_url(server.url, decode_responses=True) as client:
-        first = await tenants.take_async(client, "ann")
-    assert isinstance(first, Allowance)
-    assert (first.is_allowed, tenants.take("ann").is_allowed) == (True, False)
+def test_requests_of_many_are_counted_in_one_call(field: Field) -> None:
+    """Each name is one request of that tenant, against its own limits."""
+    tenants = Tenants(limit(field, requests_per_s=1).jobs)
+    tenants.change("ben", limits={"burst": 1})
+    taken = tenants.take_each(["ann", "ben", "ann", "ben", "ann"])
+    assert [(one.tenant, one.is_allowed) for one in taken] == [
+        ("ann", True),
+        ("ben", True),
+        ("ann", True),
+        ("ben", False),
+        ("ann", False),
+    ]
+
+
+def test_jobs_of_strangers_are_accepted_each_by_itself(field: Field) -> None:
+    """In one call of many callers' jobs, whoever has no room is refused alone, and takes none of the others'."""
+    limit(field, queued_jobs=2, max_queued_jobs=6)
+    tenants = ("ann", "ann", "ann", "ben", "ann", "ben", "cleo", "ben", "cleo", "dora")
+    placed = [field.place(tenant=tenant, job_id=f"job-{n}") for n, tenant in enumerate(tenants)]
+    placed += [placed[0], field.place("other", tenant="ann", job_id="job-0"), placed[2]]
+    is_new = True
+    for _ in range(2):
+        words = field.jobs.submit_each(placed)
+        refusals = [(n, word.code) for n, word in enumerate(words) if isinstance(word, FarmError)]
+        assert refusals == [
+            (2, "quota_exceeded"),
+            (4, "quota_exceeded"),
+            (7, "quota_exceeded"),
+            (9, "queue_full"),
+            (11, "idempotency_conflict"),
+            (12, "quota_exceeded"),
+        ]
+        assert [word for word in words if isinstance(word, bool)] == [is_new] * 6 + [False]
+        is_new = False
+    assert {tenant.name: tenant.queued_jobs for tenant in Tenants(field.jobs).list()} == {"ann": 2, "ben": 2, "cleo": 2}
+
+
+def test_a_stranger_s_hopeless_deadline_is_its_own(field: Field) -> None:
+    """A deadline that can't be met refuses that job and no other of the call; one already there is answered."""
+    hand = field.worker(capacity=1)
+    for job in queue(field, 10):
+        field.run(hand, job)
+        field.later(2_000)
+        hand.beat()
+        hand.finish(job, tokens=10)
+    there, late, other = (field.place(tenant="ann", deadline_s=deadline_s) for deadline_s in (5, 5, None))
+    field.jobs.submit([there])
+    queue(field, 20)
+    first, second, third = field.jobs.submit_each([there, late, other])
+    assert (first, third) == (False, True)
+    assert isinstance(second, DeadlineUnmeetable)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from farm import keys
 from farm.contracts import JobState
 from farm.errors import InvalidRequest
 from farm.ledger.jobs import Jobs
-from farm.ledger.listing import LOOKS, Page, list_jobs
+from farm.ledger.listing import LOOKS, Page, each_job, list_jobs
 from farm.settings import load_settings
 from tests.integration.ledger.farmhand import Field
 
@@ -104,6 +104,18 @@ def test_an_id_used_again_is_listed_where_it_is_now(field: Field, jobs: Jobs) ->
     field.submit(tenant="ben", job_id="mine")
     assert (ids(list_jobs(jobs, "ann")), ids(list_jobs(jobs, "ben"))) == (["other"], ["mine"])
     field.client.flushall()
+
+
+def test_each_job_goes_on_by_itself(field: Field) -> None:
+    """Whoever goes through a tenant's jobs need not know of pages."""
+    jobs = field.submit(250, tenant="ann")
+    field.jobs.cancel(jobs[::25])
+    assert [view.id for view in each_job(field.jobs, "ann")] == jobs[::-1]
+    assert [view.id for view in each_job(field.jobs, "ann", limit=130)] == jobs[:-131:-1]
+    assert [view.id for view in each_job(field.jobs, "ann", state="cancelled", limit=7)] == jobs[::25][:2:-1]
+    assert list(each_job(field.jobs, "ann", limit=0)) == []
+    with pytest.raises(InvalidRequest, match="did you mean 'failed'"):
+        list(each_job(field.jobs, "ann", state="fialed"))
 
 
 @pytest.mark.parametrize(
