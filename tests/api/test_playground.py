@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -17,8 +18,9 @@ from selenium.webdriver.common.keys import Keys
 from api.routes.playground import FILES
 from farm import keys
 from farm.ledger.jobs import Jobs
+from farm.ledger.listing import list_jobs
 from farm.settings import Settings
-from tests.api.conftest import Serve, submit
+from tests.api.conftest import Serve, serving, submit
 from tests.api.test_serve import api_process
 from tests.browser import Page, chromium
 from tests.conftest import wait_until
@@ -200,6 +202,23 @@ def test_a_stream_goes_on_after_the_api_was_killed(
             hand.tokens_per_beat = 1_000_000
             page.wait_state("succeeded")
             assert page.text("text") == whole
+
+
+def test_a_prompt_waits_for_an_api_that_is_away(api_settings: Settings, hand: Farmhand, jobs: Jobs, page: Page) -> None:
+    """What nobody answers is sent again under one idempotency key, until it is accepted once or Esc is pressed."""
+    with serving(api_settings) as api:
+        page.open(api.url)
+    page.submit("A hen", max_tokens=4)
+    page.wait_text("form-error", "The farm does not answer; trying again in")
+    page.press(Keys.ESCAPE)
+    wait_until(lambda: page.text("form-error") == "", why="the page to give up")
+    page.submit("A goat", max_tokens=4)
+    page.wait_text("form-error", "The farm does not answer; trying again in")
+    with serving(api_settings, int(api.url.rpartition(":")[2])), hand:
+        page.wait_state("succeeded")
+        assert page.text("text") == text_of("A goat", 4)
+    assert [view.id for view in list_jobs(jobs, "default").views] == [page.facts["Id"]]
+    assert UUID(page.facts["Id"]).version == 5
 
 
 def test_a_lost_worker_is_told(serve: Serve, api_settings: Settings, page: Page) -> None:
