@@ -154,7 +154,12 @@ function askForKey(error) {
   useKey("");
   $("forget").hidden = true;
   $("key-form").hidden = false;
-  $("key-error").textContent = hadKey ? sentence(error.message) : "";
+  refuseKey(hadKey ? sentence(error.message) : "");
+}
+
+function refuseKey(why) {
+  $("key-error").textContent = why;
+  $("key").setAttribute("aria-invalid", String(Boolean(why)));
   $("key").focus();
 }
 
@@ -162,8 +167,7 @@ $("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const key = $("key").value.trim();
   if (!/^[!-~]+$/.test(key)) {
-    $("key-error").textContent = "This is no key; it begins with bf_ and has no spaces.";
-    $("key").focus();
+    refuseKey("This is no key; it begins with bf_ and has no spaces.");
     return;
   }
   useKey(key);
@@ -175,7 +179,8 @@ $("key-form").addEventListener("submit", async (event) => {
       return;
     } // it may submit, but not read
   }
-  $("key").value = $("key-error").textContent = "";
+  $("key").value = "";
+  refuseKey("");
   $("key-form").hidden = true;
   $("forget").hidden = false;
   $("prompt").focus();

@@ -95,7 +95,7 @@ export class Panel {
     let more = "";
     if (state === "queued" && position) more = `, number ${position} in line`;
     else if (state === "running" && worker) more = ` on ${worker}`;
-    else if (timings?.total_s != null) more = ` with ${usage.completion_tokens} tokens after ${timings.total_s.toFixed(1)} s`;
+    else if (timings?.total_s != null) more = ` with ${counted(usage.completion_tokens)} after ${seconds(timings.total_s)}`;
     put($("said"), `${state[0].toUpperCase()}${state.slice(1)}${more}.`);
   }
 
@@ -110,15 +110,15 @@ export class Panel {
       ["Attempt", attempt || null],
       ["Tokens", tokens || (isOver ? 0 : null)],
       ["Tokens/s", rounded(isOver ? paceOf(usage, timings) : this.#rate)],
-      ["First token", timings?.ttft_s == null ? null : `${timings.ttft_s.toFixed(3)} s`],
-      ["In all", timings?.total_s == null ? null : `${timings.total_s.toFixed(3)} s`],
+      ["First token", timings?.ttft_s == null ? null : seconds(timings.ttft_s)],
+      ["In all", timings?.total_s == null ? null : seconds(timings.total_s)],
       ["Ended by", finish_reason],
       ["Usage", isOver && usage ? usageOf(usage) : null],
       ["Model", model],
       ["Id", id],
     ]);
     const past = (history ?? []).filter((one) => one.attempt < attempt || !isOver);
-    const lines = past.map((one) => `Attempt ${one.attempt} on ${one.worker}: ${one.tokens} tokens, then ${one.reason}.`);
+    const lines = past.map((one) => `Attempt ${one.attempt} on ${one.worker}: ${counted(one.tokens)}, then ${one.reason}.`);
     rows($("past"), lines);
   }
 }
@@ -154,9 +154,17 @@ function usageOf({ prompt_tokens, completion_tokens, total_tokens, resumed_token
   return `${prompt_tokens} + ${completion_tokens} = ${total_tokens} tokens${resumed}`;
 }
 
-/** Tokens per second from the first claim to the end. */
+function counted(tokens) {
+  return `${tokens} ${tokens === 1 ? "token" : "tokens"}`;
+}
+
+function seconds(s) {
+  return `${s.toFixed(s < 10 ? 3 : 1)} s`;
+}
+
+/** Tokens per second from the first claim to the end; of one token there is none. */
 function paceOf(usage, timings) {
-  if (timings?.total_s == null || timings.queued_s == null || !usage?.completion_tokens) return null;
+  if (timings?.total_s == null || timings.queued_s == null || !(usage?.completion_tokens > 1)) return null;
   return usage.completion_tokens / Math.max(0.001, timings.total_s - timings.queued_s);
 }
 

@@ -181,7 +181,7 @@ def test_a_job_that_waits_says_for_what(serve: Serve, hand: Farmhand, jobs: Jobs
 def test_a_stream_goes_on_after_the_api_was_killed(
     api_settings: Settings, hand: Farmhand, page: Page, tmp_path: Path
 ) -> None:
-    """The page says that it was cut off, comes back by itself, and no piece is missing or there twice."""
+    """kill -9: the page says that it was cut off, comes back by itself, and no piece is missing or there twice."""
     hand.tokens_per_beat = 1
     whole = text_of("A goat", 2_000)
     with hand:
@@ -202,6 +202,22 @@ def test_a_stream_goes_on_after_the_api_was_killed(
             hand.tokens_per_beat = 1_000_000
             page.wait_state("succeeded")
             assert page.text("text") == whole
+
+
+def test_a_stream_goes_on_at_the_next_server(api_settings: Settings, hand: Farmhand, page: Page) -> None:
+    """A server that stops sends its streams on: a page that is open during an update only stands still for a moment."""
+    hand.tokens_per_beat = 1
+    with hand:
+        with serving(api_settings) as api:
+            page.open(api.url).submit("A goat", max_tokens=2_000)
+            page.wait_text("text", "goat40")
+            hand.tokens_per_beat = 0
+        with serving(api_settings, int(api.url.rpartition(":")[2])):
+            hand.tokens_per_beat = 1
+            page.wait_text("text", f"goat{int(page.facts['Tokens']) + 40} ")
+            assert text_of("A goat", 2_000).startswith(page.text("text"))
+            page.press(Keys.ESCAPE)
+            page.wait_state("cancelled")
 
 
 def test_a_prompt_waits_for_an_api_that_is_away(api_settings: Settings, hand: Farmhand, jobs: Jobs, page: Page) -> None:
@@ -265,8 +281,8 @@ def test_the_last_jobs_can_be_opened_again(serve: Serve, hand: Farmhand, page: P
         page.submit("A goat", max_tokens=2_000)
         page.wait_text("text", "goat5")
         page.run("document.querySelectorAll('#list button')[1].click()")
-        page.wait_state("succeeded")
-        assert (page.text("asked"), page.text("text")) == ("A hen", text_of("A hen", 6))
+        wait_until(lambda: page.text("text") == text_of("A hen", 6), why="the other job")
+        assert (page.state, page.text("asked")) == ("succeeded", "A hen")
         page.driver.refresh()
         wait_until(lambda: page.listed == ["running", "succeeded"], why="the list")
         page.run("document.querySelectorAll('#list button')[0].click()")
