@@ -16,6 +16,7 @@ from farm.errors import (
     FarmError,
     IdempotencyConflict,
     InvalidRequest,
+    JobNotSucceeded,
     QueueFull,
     ServerFull,
     ServerUnreachable,
@@ -111,6 +112,10 @@ def answer_to(error: FarmError) -> Answer:
         headers.append((b"ratelimit-limit", b"%d" % error.limit))
         headers.append((b"ratelimit-remaining", b"%d" % error.remaining))
         headers.append((b"ratelimit-reset", b"%d" % math.ceil(error.reset_s)))
+    if isinstance(error, JobNotSucceeded):
+        headers.append(
+            (b"x-should-retry", b"false")
+        )  # OpenAI's clients ask again after most errors; this job has ended
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="farm"'))
     param = error.field if isinstance(error, InvalidRequest) else PARAMS.get(type(error))

@@ -6,6 +6,12 @@ from api import openai_schemas as shapes
 from api.openapi import answer, error, operation, parameter, ref
 from api.operations import BAD, BODY_ERRORS, DOORS, IDEMPOTENCY_KEY
 
+CHUNK = {
+    "description": "One chunk. `data` is JSON like a completion's, with a part of each choice's text; or `[DONE]`.",
+    "type": "object",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 COMPLETE = operation(
     "complete",
     "Complete a prompt",
@@ -20,7 +26,7 @@ the same answer. With `stream` the answer is server-sent events that end with `[
             "content": {
                 "application/json": {"schema": ref("Completion"), "example": shapes.completion_example()},
                 "text/event-stream": {
-                    "schema": {"type": "string"},
+                    "schema": CHUNK,
                     "example": 'data: {"id":"cmpl-…","object":"text_completion","choices":[{"index":0,"text":", there"'
                     ',"logprobs":null,"finish_reason":null}]}\n\ndata: [DONE]\n\n',
                 },
@@ -28,9 +34,14 @@ the same answer. With `stream` the answer is server-sent events that end with `[
         },
         **BAD,
         **BODY_ERRORS,
+        **error(
+            408,
+            "A job's deadline passed, or the request did not come in time.",
+            "job … passed its deadline after 3 tokens",
+            "job_expired",
+        ),
         **error(409, "A job was cancelled.", "job … was cancelled after 3 tokens, attempt 1", "job_cancelled"),
         **error(500, "A job failed.", "job … failed after 3 tokens, attempt 1", "job_failed"),
-        **error(504, "A job's deadline passed.", "job … passed its deadline after 3 tokens", "job_expired"),
         **DOORS,
     },
     tag="openai",

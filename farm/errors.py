@@ -196,7 +196,7 @@ class JobExpired(JobNotSucceeded):
     """The job's deadline passed before it was finished."""
 
     code = "job_expired"
-    http_status = 504
+    http_status = 408
 
 
 class JobCancelled(JobNotSucceeded):

@@ -84,6 +84,9 @@ class CompletionRoutes:
     async def _stream(
         self, ask: Ask, submissions: Sequence[Submission], echoes: Sequence[str], *, has_key: bool
     ) -> CompletionStream:
+        first = submissions[0]
+        # An id made from a key holds no time.
+        created = created_at(first.id) or (await self._service.view(first.id, first.tenant)).created_at
         entering = (self._service.news.enter(submission.id, 0) for submission in submissions)
         entered = await asyncio.gather(*entering, return_exceptions=True)
         listeners = [one for one in entered if isinstance(one, Listener)]
@@ -92,10 +95,7 @@ class CompletionRoutes:
                 for listener in listeners:
                     self._service.news.exit(listener)
                 raise failure
-        first = submissions[0]
-        frame = Frame(
-            int(created_at(first.id) or 0), ask.requests[0].model or first.model, ask.samples, ask.has_usage, echoes
-        )
+        frame = Frame(int(created), ask.requests[0].model or first.model, ask.samples, ask.has_usage, echoes)
         return CompletionStream(self._service, listeners, submissions, frame, has_key=has_key)
 
     async def _wait(self, call: Call, submissions: Sequence[Submission]) -> list[JobView]:

@@ -186,6 +186,15 @@ def test_habits_of_clients_and_fields_of_ours_are_taken(ai: openai.OpenAI, hand:
     assert (job.priority, job.metadata, job.state) == ("high", {"order": "7"}, JobState.SUCCEEDED)
 
 
+def test_a_deadline_that_passes_is_an_error_that_nobody_repeats(served: Served) -> None:
+    """408, and the client, which would ask twice more by itself, is told not to."""
+    body = {"prompt": "A goat", "deadline_s": 0.01}
+    with Farmhand(served.service.settings, tokens_per_beat=0):
+        answer = WEB.post(f"{served.url}/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "job_expired")
+    assert answer.headers["x-should-retry"] == "false"
+
+
 def test_models_are_listed(ai: openai.OpenAI, api_settings: Settings, hand: Farmhand) -> None:
     """Each with whether a worker serves it now; one that nobody knows is a 404."""
     [model] = ai.models.list().data
