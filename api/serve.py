@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import Callable
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
@@ -23,13 +24,14 @@ from uvicorn.supervisors import Multiprocess
 from api.app import create_app
 from farm import logs
 from farm.errors import FarmError
-from farm.listening import listen
+from farm.listening import listen, url_of
 from farm.local.discover import discover
 from farm.local.environ import child_environ
 from farm.local.tether import tie
 from farm.rest import check_exposure, with_keys
 from farm.settings import Settings, load_settings
 
+log = structlog.get_logger(__name__)
 BACKLOG = 2048
 KEEP_ALIVE_S = 75  # longer than a load balancer's minute, so that it is never we who close first
 
@@ -51,6 +53,8 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve on a bound socket until terminated."""
     os.environ.update(child_environ(settings))  # what processes to come go by
     _allow_many_files()
+    host, port = listener.getsockname()[:2]
+    log.info("the API listens", url=url_of(host, port), keys=settings.api.keys, processes=settings.api.processes)
     config = config_of(settings, "api.serve:make_app")
     if config.workers == 1:
         for number in (signal.SIGINT, signal.SIGTERM):

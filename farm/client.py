@@ -54,7 +54,8 @@ class Job:
 
     def status(self) -> JobView:
         """How the job stands, its text so far, its place in line. Raises JobNotFound, JobGone, ServerUnreachable."""
-        return self.farm.ledger.view(self.id, with_position=True)
+        with self.farm.ledger.in_time():
+            return self.farm.ledger.view(self.id, with_position=True)
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the completion, at most ``timeout`` seconds.
@@ -99,8 +100,9 @@ class Job:
 
         Raises JobNotFound, JobGone, ServerUnreachable.
         """
-        [state] = self.farm.ledger.cancel([self.id])
-        return state or self.farm.ledger.view(self.id).state
+        with self.farm.ledger.in_time():
+            [state] = self.farm.ledger.cancel([self.id])
+            return state or self.farm.ledger.view(self.id).state
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"
@@ -159,8 +161,9 @@ class Farm:
         Raises InvalidRequest, PromptTooLong; IdempotencyConflict for the key with another request; ServerFull;
         ServerUnreachable (the job may or may not be there: with a key it is safe to submit it again).
         """
-        submission = self.placer(params)({"prompt": prompt, "idempotency_key": idempotency_key})
-        self.ledger.submit([submission])
+        with self.ledger.in_time():
+            submission = self.placer(params)({"prompt": prompt, "idempotency_key": idempotency_key})
+            self.ledger.submit([submission])
         return Job(self, submission.id)
 
     def submit_many(self, prompts: Iterable[Prompt], *, n: int = 1, **params: Unpack[Params]) -> list[Job]:
@@ -274,7 +277,8 @@ class Farm:
         inbox: SimpleQueue[tuple[str, News]] = SimpleQueue()
         watches = [Watch(job_id, lambda *news: inbox.put(news), start=start) for job_id in job_ids]
         try:
-            self.reader.watch(watches)
+            with self.ledger.in_time():
+                self.reader.watch(watches)
             yield inbox
         finally:
             self.reader.unwatch(watches)

@@ -20,6 +20,12 @@ from farm.local.discover import discover
 from farm.settings import FlowerSettings, Settings, load_settings
 
 AUTH_NAMES = ("FLOWER_BASIC_AUTH", "FLOWER_AUTH")
+# Where kombu notes what was taken and not yet acknowledged: not with the workers', which Flower need not even read.
+OWN_KEYS = {
+    "unacked_key": "flower.unacked",
+    "unacked_index_key": "flower.unacked_index",
+    "unacked_mutex_key": "flower.unacked_mutex",
+}
 
 
 def check_exposure(settings: FlowerSettings, environ: Mapping[str, str]) -> None:
@@ -59,6 +65,7 @@ def main() -> None:
         app = make_app(settings)
     except FarmError as error:
         sys.exit(f"farm flower: {error}")
+    app.conf.broker_transport_options |= OWN_KEYS
     app.start(arguments(settings))
 
 

@@ -35,13 +35,23 @@ def _names(value: object) -> object:
 
 class RedisSettings(_Group):
     url: SecretStr | None = None
-    """The ledger's server (redis://, rediss://, unix://). Unset: the local farm that is running."""
+    """The ledger's server: redis://, rediss:// or unix://, or whichever its Sentinels call the master:
+    redis+sentinel://host:26379,host:26379/service (docs/redis.md). Unset: the local farm that is running."""
     timeout_s: float = Field(2.0, gt=0, le=60)
-    """How long one answer may take. Short, so that a stalled server is noticed before a lease ends."""
+    """How long one call may take in all: connecting, asking and, after a broken connection, asking again. Short, so
+    that a stalled server is noticed before a lease ends."""
     retries: int = Field(1, ge=0, le=10)
     """How often a command is sent again after a broken connection. Every script may safely run twice."""
     durability: Literal["none", "fsync"] = "none"
     """fsync: submit and finish return after the server's append-only file is on disk (wants appendfsync always)."""
+    wait_replicas: int = Field(0, ge=0, le=100)
+    """How many replicas must have a write before submit and finish return, so that a failover loses nothing. 0: none,
+    and a failover may lose what was accepted in the moment before."""
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether submit and finish wait for more than the server's answer."""
+        return self.durability == "fsync" or self.wait_replicas > 0
 
 
 class BrokerSettings(_Group):
@@ -64,7 +74,8 @@ class LeaseSettings(_Group):
     lease_s: float = Field(10.0, gt=0)
     """How long a job stays with a worker that falls silent. Ten flushes may be lost before it moves."""
     flush_s: float = Field(0.1, gt=0)
-    """How often a worker writes tokens and renews its leases. Each flush is one call for all its jobs."""
+    """How long a token may wait until it is written: the engine gathers some, then the worker writes all jobs' tokens
+    and renews their leases with one call. What a kill costs at the most."""
 
 
 class KeeperSettings(_Group):
@@ -139,10 +150,19 @@ class EngineSettings(_Group):
     """An engine that has work and finishes no step for this long is killed and started again."""
     load_timeout_s: float = Field(1800.0, gt=0)
     """An engine that has not loaded its model by then is killed and started again."""
+    max_deaths: int = Field(5, ge=1)
+    """After so many deaths in a row, without a job's token in between, the worker calls its engine failing. More than
+    KEEPER__MAX_STRIKES: one prompt that kills engines is no engine that is broken."""
+    respawn_cap_s: float = Field(30.0, gt=0)
+    """The longest wait before a dead engine is started again. The first is a quarter of a second, each further one
+    twice as long."""
     synthetic_step_s: float = Field(0.0, ge=0)
     """How long a step of the synthetic engine takes."""
+    synthetic_faults: list[str] = []
+    """What the synthetic engine does to prompts that hold a word, for tests: WORD=die@K, WORD=die+K or WORD=fail*N, as
+    ``workers.engine.faults`` explains, with commas between them."""
 
-    @field_validator("devices", mode="before")
+    @field_validator("devices", "synthetic_faults", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return _names(value)
@@ -281,6 +301,10 @@ class Settings(BaseSettings):
         _require(keeper.liveness_s < keeper.unclaimed_s, "FARM_KEEPER__UNCLAIMED_S must exceed FARM_KEEPER__LIVENESS_S")
         _require(
             bool(SAFE_NAME.match(self.client.tenant)), "FARM_CLIENT__TENANT: use letters, digits, '.', '_' and '-'"
+        )
+        _require(
+            self.engine.kind == "synthetic" or not self.engine.synthetic_faults,
+            "FARM_ENGINE__SYNTHETIC_FAULTS is for FARM_ENGINE__KIND=synthetic alone",
         )
         try:
             model_name(self.model.id)

@@ -18,6 +18,7 @@ from farm.cli.options import Json, given, reachable_settings
 from farm.flower import check_exposure, check_start
 from farm.listening import url_of
 from farm.local.environ import child_environ, with_values
+from farm.local.server import free_port
 from farm.settings import Settings, load_settings
 
 app = commands()
@@ -58,8 +59,10 @@ def worker(
 ) -> None:
     """Run one worker.
 
-    SIGTERM or Ctrl-C hands its jobs back to the farm, with the tokens they have. Everything else comes from settings
-    (FARM_MODEL__ID, FARM_ENGINE__MAX_SLOTS …). It ends with 78 when it can't serve its model.
+    SIGTERM or Ctrl-C hands its jobs back to the farm, with the tokens they have, and ends it within seconds, with 0; a
+    second one does not wait. It ends with 78 when it can't serve its model. With FARM_TELEMETRY__PORT set it answers
+    /livez, /readyz and /metrics there. Everything else comes from settings too (FARM_MODEL__ID,
+    FARM_ENGINE__MAX_SLOTS …).
     """
     settings = reachable_settings()
     changes = given(role=role.value if role else None, name=name)
@@ -96,6 +99,7 @@ def api(
     # Whether keys are needed must be asked before the server is found: a local farm names none.
     wanted = rest.with_keys(with_values(load_settings(), api=given(host=host, port=port, processes=processes)))
     settings = reachable_settings().model_copy(update={"api": wanted.api})
+    settings = with_values(settings, api={"port": settings.api.port or free_port()})
     rest.check_exposure(settings.api)
     rest.check_start(settings.api)
     if not as_json:

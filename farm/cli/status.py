@@ -102,6 +102,8 @@ def _workers(seen: Overview) -> object:
             state = Text(f"silent for {duration(worker.silent_s)}", style="red")
         elif worker.is_draining:
             state = Text("draining", style="yellow")
+        elif worker.trouble:
+            state = Text(worker.trouble, style="red" if "failing" in worker.trouble else "yellow")
         else:
             state = Text("alive", style="green")
         is_model = worker.role == "model"

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from farm.ledger.scripts import Scripts
 from farm.ledger.views import logprobs_of, view_of
 from farm.results import JobView, TokenLogprobs
 from farm.settings import Settings
+from farm.time_limit import time_limit
 
 SUBMIT_CHUNK = 100
 CHARS_PER_TOKEN = 4
@@ -79,9 +81,9 @@ class Jobs:
         self.settings = settings
         self.client = client or connect(settings.redis)
         self.where = address(settings.redis)
-        self.scripts = Scripts(self.client, self.where)
-        # How long a write that must not be lost may take to reach the disk; None: nobody waits for it.
-        self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.durability == "fsync" else None
+        self.scripts = Scripts(self.client, self.where, settings.redis)
+        # How long a write that must not be lost may take to reach the disk or replicas; None: nobody waits for it.
+        self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.is_durable else None
         self._retention_ms = int(settings.limits.retention_s * 1000)
 
     def place(
@@ -137,6 +139,10 @@ class Jobs:
             if word == "conflict":
                 raise conflict(job)
         return [word == "new" for word in words]
+
+    def in_time(self) -> AbstractContextManager[None]:
+        """A block whose calls take no longer together than one of them may."""
+        return time_limit(self.settings.redis.timeout_s)
 
     def submit_each(self, submissions: Sequence[Submission]) -> list[bool | FarmError]:
         """Write jobs that have nothing to do with one another: each is accepted or refused by itself.

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from farm import __version__, keys
 from farm.connection import address, connect, our_errors
-from farm.errors import FarmError
+from farm.errors import FarmError, SettingsError
 from farm.local.environ import child_environ, with_values
 from farm.local.folder import Folder, Note
 from farm.local.parts import Program, Server
@@ -29,7 +29,7 @@ from farm.rest import with_keys
 from farm.settings import Settings
 
 POLL_S = 0.05
-DRAIN_MARGIN_S = 4.0  # Celery's own way out, after the jobs were handed back
+DRAIN_MARGIN_S = 1.0  # a worker ends itself after drain_s; this is for one that can't
 
 
 class Stack:
@@ -92,8 +92,14 @@ class Stack:
     def start(self) -> None:
         """Start everything; returns once the server answers and the rest was launched.
 
-        Raises AlreadyRunning, ServerMissing, ServerFailed, or ServerUnreachable for a server that was named.
+        Raises AlreadyRunning, ServerMissing, ServerFailed, or ServerUnreachable for a server that was named;
+        SettingsError when writes are to wait for replicas, which the server that comes along has none of.
         """
+        if self.settings.redis.url is None and self.settings.redis.wait_replicas:
+            raise SettingsError(
+                f"FARM_REDIS__WAIT_REPLICAS={self.settings.redis.wait_replicas}: the server of a local farm has no "
+                "replicas; unset it, or name a server that has some with FARM_REDIS__URL"
+            )
         self.folder.claim()
         self.started_at = time.time()
         self._supervisor = Supervisor(self._set_up, self._tell)
@@ -224,15 +230,20 @@ class Stack:
             return ["redis"]
 
     def _unregistered(self) -> list[str]:
-        """Workers that have not registered since the start; those of earlier runs may stand in the ledger still."""
+        """Workers that take no jobs yet, each with its trouble; those of earlier runs may stand in the ledger still."""
         if not self.worker_names:
             return []
         where = address(self.farm_settings.redis)
         with our_errors(where), connect(self.farm_settings.redis) as client:
             latest = client.hmget(keys.NAMES, self.worker_names)
             beats = client.zmscore(keys.WORKERS, [str(worker or "") for worker in latest])
-        pairs = zip(self.worker_names, beats, strict=True)
-        return [name for name, beat in pairs if beat is None or float(beat) < self._started_ms]
+            troubles = [client.hget(keys.worker(str(worker or "")), "trouble") for worker in latest]
+        seen = zip(self.worker_names, beats, troubles, strict=True)
+        return [
+            f"{name} ({trouble})" if trouble else name
+            for name, beat, trouble in seen
+            if trouble or beat is None or float(beat) < self._started_ms
+        ]
 
     def _tell(self, event: Event) -> None:
         supervisor = self._supervisor

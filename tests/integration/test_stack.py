@@ -180,6 +180,9 @@ def test_up_uses_the_server_it_is_given(tmp_path: Path, settings: Settings) -> N
         assert not up.ready["workers"][0].startswith("local")
         assert farm("submit", "A goat", "--max-tokens", 2, REDIS__URL=url).code == 0
     assert farm("up", "--state-dir", tmp_path, REDIS__URL="redis://127.0.0.1:1/0").code == 3
+    alone = farm("up", "--state-dir", tmp_path, REDIS__WAIT_REPLICAS=1)
+    assert alone.code == 2
+    assert "has no replicas" in alone.err
 
 
 def _page(url: str) -> str:

@@ -72,12 +72,12 @@ local function is_registered(worker) return redis.call('HEXISTS', key_worker(wor
 
 -- Append token entries ARGV[first..last]; returns their bytes.
 local function append(id, first, last)
-  local size = 0
+  local size, length = 0, 0
   for k = first, last do size = size + #ARGV[k] end
   for k = first, last, PIECE do
-    redis.call('RPUSH', key_out(id), unpack(ARGV, k, math.min(k + PIECE - 1, last)))
+    length = redis.call('RPUSH', key_out(id), unpack(ARGV, k, math.min(k + PIECE - 1, last)))
   end
-  redis.call('HSETNX', key_job(id), 'first_token', int(NOW))
+  if length == last - first + 1 then redis.call('HSETNX', key_job(id), 'first_token', int(NOW)) end
   return size
 end
 
@@ -241,34 +241,44 @@ local function finish(job, state, retention, reason, fields)
   return job.id .. ' ' .. tokens .. ' ' .. state
 end
 
--- Whether a job may be what took its worker down, and whether this attempt has cleared it.
+-- Whether a job may be what took its worker down, and how many new tokens clear it.
 local function is_suspect(job) return job.strikes > 0 or job.losses >= LOSSES_SUSPECT end
-local function is_proven(job, tokens)
-  return tokens - job.base >= (job.losses >= LOSSES_SUSPECT and PROOF or 1)
+local function proof(job) return job.losses >= LOSSES_SUSPECT and PROOF or 1 end
+local function is_proven(job, tokens) return tokens - job.base >= proof(job) end
+
+-- Whether its next loss may be its last. Then a worker has it run alone.
+local function is_on_trial(job, limits)
+  return is_suspect(job) and (job.strikes >= limits.strikes - 1 or job.losses >= limits.losses - 1)
 end
 
--- A worker or engine died with these running jobs aboard. An unproven suspect takes the blame alone; without one, every
--- job with no new token is struck. A worker that lives and lost a job (is_alive: a claim whose answer never came) counts
--- as a loss, and strikes nobody. Returns lines to announce.
+-- A worker or engine died with these running jobs aboard. An unproven suspect is struck alone; without one, every job
+-- with no new token is. All that got little further have a loss more, or who kills every few tokens could hide behind
+-- suspects. A job is dead only for a loss that nobody else aboard can have caused: the others were proven. A worker that
+-- lives and lost a job (is_alive: a claim whose answer never came) strikes nobody. Returns lines to announce.
 local function lose(jobs, reason, limits, is_alive)
-  local lines, blamed = {}, false
+  local lines, blamed, young = {}, false, 0
   for _, job in ipairs(jobs) do
     job.tokens = redis.call('LLEN', key_out(job.id))
+    job.gained = job.tokens - job.base
     job.unproven = is_suspect(job) and not is_proven(job, job.tokens)
     blamed = blamed or job.unproven
+    if job.gained < PROOF then young = young + 1 end
   end
   for _, job in ipairs(jobs) do
-    local gained = job.tokens - job.base
-    if is_alive then
-      job.losses = gained < PROOF and job.losses + 1 or 0
-    elseif not blamed or job.unproven then
-      job.losses = gained < PROOF and job.losses + 1 or 0
-      job.strikes = gained == 0 and job.strikes + 1 or 0
+    local is_young = job.gained < PROOF
+    local is_sure = young == (is_young and 1 or 0)
+    job.losses = is_young and job.losses + 1 or 0
+    if not is_alive and (not blamed or job.unproven) then
+      job.strikes = job.gained == 0 and job.strikes + 1 or 0
+    end
+    if not is_sure then
+      job.strikes = math.min(job.strikes, math.max(1, limits.strikes - 1))
+      job.losses = math.min(job.losses, math.max(LOSSES_SUSPECT, limits.losses - 1))
     end
     redis.call('HSET', key_job(job.id), 'strikes', job.strikes, 'losses', job.losses)
     record_attempt(job, reason)
     total('released:' .. reason)
-    if job.strikes >= limits.strikes or job.losses >= limits.losses then
+    if is_sure and (job.strikes >= limits.strikes or job.losses >= limits.losses) then
       local why = job.strikes >= limits.strikes
         and ('its worker or engine died ' .. job.strikes .. ' times before it gave a token')
         or ('its worker or engine died ' .. job.losses .. ' times in a row')

@@ -15,7 +15,7 @@ local unclaimed = tonumber(ARGV[6])
 local room = {}
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', NOW - tonumber(ARGV[4]), '+inf')) do
   local info = redis.call('HMGET', key_worker(worker), 'model', 'capacity', 'draining')
-  if info[1] and info[1] ~= '' and info[3] ~= '1' then
+  if info[1] and info[1] ~= '' and info[2] ~= '0' and info[3] ~= '1' then
     local free = tonumber(info[2]) - redis.call('SCARD', key_held(worker))
     room[info[1]] = (room[info[1]] or 0) + math.max(0, free) + margin
   end

@@ -32,6 +32,7 @@ def test_every_key_on_the_server_is_declared_with_its_type(field: Field) -> None
     field.submit(30, tenant="ben")
     hand.beat()
     field.dispatch()
+    field.jobs.scripts.call("mark")
     field.client.config_set("maxmemory", int(field.client.info("memory")["used_memory"] / 0.9))
     Upkeep(field.jobs).watch_memory()
     field.client.config_set("maxmemory", 0)

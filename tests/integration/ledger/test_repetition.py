@@ -38,6 +38,7 @@ DEEDS: dict[str, Deed] = {
     "leave": lambda _, hand, __: hand.attempts.leave(),
     "upkeep": lambda field, _, __: field.keep(),
     "upkeep after a lease": lambda field, _, job: _end_lease(field, job),
+    "mark": lambda field, _, __: field.jobs.scripts.call("mark"),
     "pieces": lambda field, _, job: field.jobs.pieces([(job, 0), (job, 1), ("nobody", 0)]),
     "position": lambda field, _, __: field.jobs.view(_waiting(field).id, with_position=True),
 }
