@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import ClassVar
 
 import structlog
 
@@ -30,6 +31,9 @@ REAP_S = 0.5
 
 class EngineProcess:
     """One life of the engine. Use ``start`` once; a new life is a new object."""
+
+    program: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "workers.engine")
+    """What is started. It is given ``--fd`` and a number: its end of the socket pair."""
 
     def __init__(
         self,
@@ -69,7 +73,7 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "workers.engine", "--fd", str(theirs.fileno())],
+                [*self.program, "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )

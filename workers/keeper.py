@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
 
 from farm.broker import TASK, queue_of
 from farm.errors import ServerUnreachable
@@ -70,7 +70,7 @@ class Keeper:
                 wait_s = 0.1
                 self._stopped.wait(keeper.debounce_s)
                 self._upkeep.wait(keeper.tick_s)
-            except (ServerUnreachable, OperationalError) as error:
+            except (ServerUnreachable, OperationalError, BatchPublishError) as error:
                 log.warning("keeper_waits_for_server", error=str(error), wait_s=wait_s)
                 self._stopped.wait(wait_s)
                 wait_s = min(2.0, 2 * wait_s)

@@ -1,5 +1,6 @@
 -- Take a dispatched job for a worker. A repetition with the same nonce gets the same answer.
--- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, deadlines, and what an end touches.
+-- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, waiting, waiting_jobs, waiting_tokens,
+--   deadlines, and what an end touches.
 -- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms, most strikes, most losses.
 -- Returns {'claimed', request, attempt, retries, proof, ms to the deadline or '', plain, created, tenant,
 --     token entries...}; proof is 0, or how many new tokens clear a job that is on trial,
@@ -35,7 +36,10 @@ if is_suspect(job) then
   local other = info[2] and info[2] ~= id and load(info[2])
   if other and other.state == 'running' and other.worker == worker
       and not is_proven(other, redis.call('LLEN', key_out(other.id))) then
-    requeue(job, NOW + tonumber(ARGV[7]))
+    -- One after the other, and not all at once again: each needs no longer than its first token takes.
+    local turn = math.max(NOW, tonumber(redis.call('HGET', key_worker(worker), 'suspects_until') or 0)) + tonumber(ARGV[7])
+    redis.call('HSET', key_worker(worker), 'suspects_until', int(turn))
+    requeue(job, turn)
     return {'suspect'}
   end
   redis.call('HSET', key_worker(worker), 'suspect', id)

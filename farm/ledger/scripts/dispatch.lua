@@ -52,7 +52,7 @@ for model, free in pairs(room) do
       if start > tonumber(redis.call('GET', P .. 'vclock:' .. model) or 0) then
         redis.call('SET', P .. 'vclock:' .. model, string.format('%.3f', start))
       end
-      leave(job)
+      leave(job, true)
       redis.call('HSET', key_job(job.id), 'state', 'dispatched', 'dispatch', job.dispatch + 1)
       redis.call('ZADD', P .. 'dispatched', NOW + unclaimed, job.id)
       count(model, 'dispatched', 1)

@@ -176,6 +176,6 @@ def test_a_position_tells_how_many_go_first(field: Field) -> None:
     field.submit(50, tenant="ben")
     field.submit(2, tenant="cleo", priority="high")
     positions = [field.jobs.view(job, with_position=True).position for job in (*mine, low)]
-    assert positions == [2 + 1 + 1, 2 + 2 + 2, 2 + 3 + 3, 2 + 53 + 1]
+    assert positions == [2 + 0 + 1, 2 + 2 + 1, 2 + 4 + 1, 2 + 53 + 1]
     field.jobs.cancel(mine[:1])
     assert field.jobs.view(mine[0], with_position=True).position is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from farm import keys
 from farm.contracts import JobState
 from farm.ledger.attempts import PROOF, Claim, Refusal
@@ -155,6 +157,31 @@ def test_a_worker_holds_one_suspect_at_a_time(field: Field) -> None:
     lose(field, other)
     hand.write(first, 1)
     assert isinstance(field.run(hand, second).id, str)
+
+
+def test_suspects_take_turns(field: Field) -> None:
+    """Suspects that a worker has to refuse come back one after the other, a moment apart: an engine's death holds up
+    those that had no token yet no longer than their first tokens take."""
+    jobs = field.submit(8)
+    hand = field.worker(capacity=8)
+    for job in jobs:
+        field.run(hand, job)
+    lose(field, hand)
+    field.run(hand, jobs[0])
+    hand.beat()
+    field.dispatch()
+    for job in jobs[1:]:
+        assert hand.claim(field.mail.pop(job)) == Refusal("suspect")
+    turns = [float(field.client.hget(keys.job(job), "not_before") or 0) for job in jobs[1:]]
+    waits = [later - sooner for sooner, later in itertools.pairwise(turns)]
+    assert all(0 < wait <= 200 for wait in waits), waits
+    for cleared, job in itertools.pairwise(jobs):
+        hand.write(cleared, 1)
+        field.later(waits[0] + 1)
+        hand.beat()
+        field.keep()
+        field.dispatch()
+        assert isinstance(hand.claim(field.mail.pop(job)), Claim), "its turn has come"
 
 
 def test_a_job_with_three_losses_is_a_suspect_until_it_gave_sixteen_tokens(field: Field) -> None:
