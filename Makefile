@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := pyproject.toml constraints.txt
+CHECKOV := checkov==3.3.30
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test check fast bench chaos clean
@@ -26,12 +27,13 @@ check: $(VENV)/.dev  ## what every commit passes: style, types, floors, fast tes
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m fast
 
-test: check  ## all tests
+test: check $(VENV)/.checkov  ## all tests
 	$(BIN)/python -m pytest -m "not fast"
 
 bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten minutes on two idle cores
 	$(BIN)/python -m benchmarks.imports
 	$(BIN)/python -m benchmarks.submit
+	$(BIN)/python -m benchmarks.rest
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.compare --docs
 
@@ -49,13 +51,20 @@ $(BIN)/python:
 
 $(VENV)/.run: $(PINS) | $(BIN)/python
 	@echo "installing the farm into $(VENV); the first time takes some minutes"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,flower,local]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,api,flower,local]'
 	@touch $@
 
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo "installing the farm and its tools into $(VENV); the first time takes some minutes"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+# Its pins and ours exclude each other, so it lives apart. tests/conftest.py finds it there.
+$(VENV)/.checkov: Makefile | $(BIN)/python
+	@echo "installing checkov into $(VENV)/checkov"
+	$(PYTHON) -m venv $(VENV)/checkov
+	$(VENV)/checkov/bin/python -m pip --disable-pip-version-check install --quiet $(CHECKOV)
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
 	@echo "installing the engines to compare with into $(VENV)"

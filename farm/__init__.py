@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from farm.client import Farm, Job
     from farm.contracts import JobState, Request
     from farm.errors import (
+        DeadlineUnmeetable,
+        ExceedsQuota,
         FarmError,
         IdempotencyConflict,
         InvalidRequest,
@@ -26,9 +28,13 @@ if TYPE_CHECKING:
         JobNotFound,
         JobNotSucceeded,
         PromptTooLong,
+        QueueFull,
+        QuotaExceeded,
         ServerFull,
         ServerUnreachable,
+        TooManyRequests,
     )
+    from farm.ledger.usage import UsageDay
     from farm.results import Completion, Delta, JobView
     from farm.settings import Settings, load_settings
 
@@ -40,6 +46,8 @@ _HOMES = {
     "farm.contracts": ("JobState", "Request"),
     "farm.results": ("Completion", "Delta", "JobView"),
     "farm.errors": (
+        "DeadlineUnmeetable",
+        "ExceedsQuota",
         "FarmError",
         "IdempotencyConflict",
         "InvalidRequest",
@@ -51,9 +59,13 @@ _HOMES = {
         "JobNotFound",
         "JobNotSucceeded",
         "PromptTooLong",
+        "QueueFull",
+        "QuotaExceeded",
         "ServerFull",
         "ServerUnreachable",
+        "TooManyRequests",
     ),
+    "farm.ledger.usage": ("UsageDay",),
     "farm.settings": ("Settings", "load_settings"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -62,7 +74,9 @@ __all__ = [
     "AsyncFarm",
     "AsyncJob",
     "Completion",
+    "DeadlineUnmeetable",
     "Delta",
+    "ExceedsQuota",
     "Farm",
     "FarmError",
     "IdempotencyConflict",
@@ -78,10 +92,14 @@ __all__ = [
     "JobState",
     "JobView",
     "PromptTooLong",
+    "QueueFull",
+    "QuotaExceeded",
     "Request",
     "ServerFull",
     "ServerUnreachable",
     "Settings",
+    "TooManyRequests",
+    "UsageDay",
     "load_settings",
 ]
 

@@ -13,20 +13,24 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
+from farm.calls import Calls
 from farm.client import DRAW_S, Farm, Job, check_start, delta_of, draw
 from farm.contracts import JobState
 from farm.errors import FarmError, ServerUnreachable
 from farm.flow import DEFAULT_WINDOW, Flow, Result, not_succeeded, result_of
 from farm.ledger.jobs import Piece
 from farm.ledger.streams import News, Watch
+from farm.ledger.usage import UsageDay
 from farm.patience import patiently
 from farm.prompts import Params, Placer, Prompt
 from farm.results import Completion, Delta, JobView
 from farm.settings import Settings
 
 THREADS = 4
+PAGE = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -100,7 +104,8 @@ class AsyncFarm:
         """See ``Farm``. Nothing is sent yet."""
         self.sync = Farm(settings, url=url, tenant=tenant)
         self.settings = self.sync.settings
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="farm-call")
+        self._calls = Calls(THREADS, self.settings.redis.timeout_s, "farm-call")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="farm-work")  # what may take long waits apart
 
     @classmethod
     @asynccontextmanager
@@ -124,7 +129,7 @@ class AsyncFarm:
 
     async def submit_many(self, prompts: Iterable[Prompt], *, n: int = 1, **params: Unpack[Params]) -> list[AsyncJob]:
         """Enqueue many prompts; see ``Farm.submit_many``."""
-        jobs = await self.call(partial(self.sync.submit_many, prompts, n=n, **params))
+        jobs = await self._work(partial(self.sync.submit_many, prompts, n=n, **params))
         return [AsyncJob(self, job.id) for job in jobs]
 
     async def generate(
@@ -141,6 +146,19 @@ class AsyncFarm:
     def job(self, job_id: str) -> AsyncJob:
         """A job by its id, wherever it was submitted. Does not ask the server."""
         return AsyncJob(self, job_id)
+
+    async def jobs(
+        self, *, state: JobState | str | None = None, limit: int | None = None
+    ) -> AsyncGenerator[JobView, None]:
+        """This tenant's jobs as they stand, the newest first; see ``Farm.jobs``."""
+        found = self.sync.jobs(state=state, limit=limit)
+        while page := await self.call(lambda: list(islice(found, PAGE))):
+            for view in page:
+                yield view
+
+    async def usage(self, days: int = 30) -> list[UsageDay]:
+        """This tenant's usage by day; see ``Farm.usage``."""
+        return await self.call(self.sync.usage, days)
 
     @overload
     def map(
@@ -213,8 +231,8 @@ class AsyncFarm:
             self.sync.reader.unwatch(watches)
 
     async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a short call to the ledger on one of this client's threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args, **kwargs))
+        """Make a short call to the ledger on one of this client's threads. It ends within ``redis.timeout_s``."""
+        return await self._calls.run(partial(call, *args, **kwargs))
 
     async def aclose(self) -> None:
         """Let go of threads and connections. Jobs run on."""
@@ -229,7 +247,12 @@ class AsyncFarm:
     def __repr__(self) -> str:
         return f"Async{self.sync!r}"
 
+    async def _work(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what may take long, or outlast an outage, on another thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
+
     def _close(self) -> None:
+        self._calls.close()
         self._threads.shutdown()
         self.sync.close()
 
@@ -255,13 +278,13 @@ class AsyncFarm:
             new = {job_id: Watch(job_id, tell) for job_id in job_ids if job_id not in watches}
             watches.update(new)
             outage_s = self.settings.client.outage_s
-            await self.call(patiently, partial(self.sync.reader.watch, list(new.values())), outage_s)
+            await self._work(patiently, partial(self.sync.reader.watch, list(new.values())), outage_s)
 
         async def hear(job_id: str, news: News) -> None:
             watches.pop(job_id, None)
             own.discard(job_id)
             if (lost := flow.hear(job_id, news)) is not None:
-                own.update((await self.call(self.sync.send, [lost]))[0])
+                own.update((await self._work(self.sync.send, [lost]))[0])
                 await watch([job_id])
 
         try:
@@ -275,7 +298,9 @@ class AsyncFarm:
                     drawing = None
                     flow.adopt(item.id for item in items if isinstance(item, AsyncJob))
                     prompts = [item for item in items if not isinstance(item, AsyncJob)]
-                    new, refused = await self.call(self.sync.send, flow.admit(await self.call(place.attempt, prompts)))
+                    new, refused = await self._work(
+                        self.sync.send, flow.admit(await self._work(place.attempt, prompts))
+                    )
                     own.update(new)
                     flow.refuse(refused)
                     await watch(flow.flying)
@@ -296,7 +321,7 @@ class AsyncFarm:
             self.sync.reader.unwatch(watches.values())
             if own:
                 with suppress(ServerUnreachable):
-                    await self.call(self.sync.ledger.cancel, list(own))
+                    await self._work(self.sync.ledger.cancel, list(own))
 
 
 class _Source:

@@ -19,10 +19,19 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from farm.contracts import JobState
-from farm.errors import FarmError, IdempotencyConflict, InvalidRequest, ServerUnreachable
+from farm.errors import (
+    DeadlineUnmeetable,
+    ExceedsQuota,
+    FarmError,
+    IdempotencyConflict,
+    InvalidRequest,
+    ServerUnreachable,
+)
 from farm.flow import DEFAULT_WINDOW, Flow, Result, not_succeeded, result_of
 from farm.ledger.jobs import Jobs, Piece, Submission
+from farm.ledger.listing import each_job
 from farm.ledger.streams import News, Reader, Watch
+from farm.ledger.usage import UsageDay, read_usage
 from farm.local.discover import discover, running_farm, with_url
 from farm.patience import patiently
 from farm.prompts import Params, Placer, Prompt, PromptCheck, check_samples
@@ -45,7 +54,8 @@ class Job:
 
     def status(self) -> JobView:
         """How the job stands, its text so far, its place in line. Raises JobNotFound, JobGone, ServerUnreachable."""
-        return self.farm.ledger.view(self.id, with_position=True)
+        with self.farm.ledger.in_time():
+            return self.farm.ledger.view(self.id, with_position=True)
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the completion, at most ``timeout`` seconds.
@@ -90,8 +100,9 @@ class Job:
 
         Raises JobNotFound, JobGone, ServerUnreachable.
         """
-        [state] = self.farm.ledger.cancel([self.id])
-        return state or self.farm.ledger.view(self.id).state
+        with self.farm.ledger.in_time():
+            [state] = self.farm.ledger.cancel([self.id])
+            return state or self.farm.ledger.view(self.id).state
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"
@@ -150,8 +161,9 @@ class Farm:
         Raises InvalidRequest, PromptTooLong; IdempotencyConflict for the key with another request; ServerFull;
         ServerUnreachable (the job may or may not be there: with a key it is safe to submit it again).
         """
-        submission = self.placer(params)({"prompt": prompt, "idempotency_key": idempotency_key})
-        self.ledger.submit([submission])
+        with self.ledger.in_time():
+            submission = self.placer(params)({"prompt": prompt, "idempotency_key": idempotency_key})
+            self.ledger.submit([submission])
         return Job(self, submission.id)
 
     def submit_many(self, prompts: Iterable[Prompt], *, n: int = 1, **params: Unpack[Params]) -> list[Job]:
@@ -180,6 +192,17 @@ class Farm:
     def job(self, job_id: str) -> Job:
         """A job by its id, wherever it was submitted. Does not ask the server."""
         return Job(self, job_id)
+
+    def jobs(self, *, state: JobState | str | None = None, limit: int | None = None) -> Iterator[JobView]:
+        """This tenant's jobs as they stand, the newest first; those in ``state``, ``limit`` at the most.
+
+        They are read a page at a time, as the caller goes on. Raises InvalidRequest, ServerUnreachable.
+        """
+        return each_job(self.ledger, self.tenant, state=state, limit=limit)
+
+    def usage(self, days: int = 30) -> list[UsageDay]:
+        """This tenant's jobs that ended and their tokens, of the latest days, the oldest first; see ``UsageDay``."""
+        return read_usage(self.ledger, self.tenant, days=days)
 
     @overload
     def map(
@@ -254,7 +277,8 @@ class Farm:
         inbox: SimpleQueue[tuple[str, News]] = SimpleQueue()
         watches = [Watch(job_id, lambda *news: inbox.put(news), start=start) for job_id in job_ids]
         try:
-            self.reader.watch(watches)
+            with self.ledger.in_time():
+                self.reader.watch(watches)
             yield inbox
         finally:
             self.reader.unwatch(watches)
@@ -264,10 +288,10 @@ class Farm:
         outage_s = self.settings.client.outage_s
         try:
             words = patiently(partial(self.ledger.submit, submissions), outage_s)
-        except IdempotencyConflict as error:
+        except (IdempotencyConflict, ExceedsQuota, DeadlineUnmeetable) as error:
             if len(submissions) == 1:
                 return [], {submissions[0].id: error}
-            # Each by itself tells which one it is; those that are written already stay as they are.
+            # Each by itself tells which one it is, or fits; those that are written already stay as they are.
             answers = [self.send([submission]) for submission in submissions]
             new = [job_id for ids, _ in answers for job_id in ids]
             return new, {job_id: error for _, refused in answers for job_id, error in refused.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 
 from farm.connection import address, connect, our_errors
 from farm.contracts import Request
-from farm.errors import ServerUnreachable
+from farm.errors import InvalidRequest, ServerUnreachable
+from farm.ledger.tenants import LIMITS, check_limit
 from farm.local.discover import discover, running_farm
 from farm.settings import Settings, load_settings
 
@@ -59,6 +61,38 @@ Tenant = Annotated[
         rich_help_panel=QUEUEING,
     ),
 ]
+
+NamedTenant = Annotated[
+    str, typer.Option("--tenant", metavar="NAME", help="Whose jobs the key is for.", show_default=False)
+]
+Weight = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X", help="The tenant's share, in proportion to the others'; 1 until set.", show_default=False
+    ),
+]
+LimitOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=N",
+        help=f"A limit of the tenant's: {', '.join(LIMITS)}. N may be none, or default for the settings'.",
+        show_default=False,
+    ),
+]
+
+
+def parse_limits(values: list[str]) -> dict[str, float | None]:
+    """Limits given as NAME=N: a number, infinity for none, None for default. Raises InvalidRequest."""
+    words = {"none": math.inf, "default": None}
+    limits: dict[str, float | None] = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        try:
+            limits[name] = words[number] if number in words else float(number)
+        except ValueError:
+            raise InvalidRequest("--limit", f"{value[:60]!r} is no limit; give NAME=N, as queued_jobs=1000") from None
+        check_limit(name, limits[name])
+    return limits
 
 
 def given(**values: Any) -> dict[str, Any]:

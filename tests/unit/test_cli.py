@@ -35,8 +35,10 @@ def test_commands_are_what_the_list_says(name: str) -> None:
     """Each listed command exists, explains itself in the words of the list, has examples and speaks JSON."""
     command = get_group(import_module(COMMANDS[name].module).app).commands[name]
     assert (inspect.getdoc(command.callback) or "").splitlines()[0] == COMMANDS[name].help
-    assert command.epilog
-    assert "--json" in [option for param in command.params for option in param.opts]
+    for leaf in getattr(command, "commands", {name: command}).values():
+        assert leaf.epilog
+        assert inspect.getdoc(leaf.callback)
+        assert "--json" in [option for param in leaf.params for option in param.opts]
 
 
 def test_help_of_a_command_fits_80_columns() -> None:
@@ -52,7 +54,7 @@ def test_help_of_a_command_fits_80_columns() -> None:
 @pytest.mark.parametrize(
     ("args", "hint"),
     [
-        (["stauts"], "Did you mean 'status'?"),
+        (["stauts"], "Did you mean 'status'"),
         (["submit"], "PROMPT"),
         (["submit", "x", "--max-tokens", "many"], "--max-tokens"),
         (["batch", "missing.jsonl", "-o", "out.jsonl"], "missing.jsonl"),

@@ -289,7 +289,7 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
             put(job_id, "held")
             assert jobs[job_id]["worker"] == worker
     for member in get("finished", {}):
-        put(member.rpartition("|")[0], "finished")
+        put(member.split("|")[0], "finished")
     for job_id in get("dead", {}):
         put(job_id, "dead")
 
@@ -319,15 +319,34 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
         for state in ("queued", "dispatched", "running"):
             assert int(counts.get(state, 0)) == states.count(state), f"counts.{state} is {counts}, jobs are {states}"
 
+    waiting = [job for job in jobs.values() if job["state"] in ("queued", "dispatched")]
+    by_tenant: dict[str, list[int]] = {}
+    for job in waiting:
+        by_tenant.setdefault(job["tenant"], []).append(int(job["cost"]))
+    counted = {tenant: int(count) for tenant, count in get("waiting_jobs", {}).items()}
+    assert counted == {tenant: len(costs) for tenant, costs in by_tenant.items()}, "waiting jobs are miscounted"
+    counted = {tenant: int(count) for tenant, count in get("waiting_tokens", {}).items()}
+    assert counted == {tenant: sum(costs) for tenant, costs in by_tenant.items()}, "waiting tokens are miscounted"
+    assert int(get("waiting", 0)) == len(waiting)
+
+    listed = {(tenant, job_id): seq for tenant, ids in family("jobs").items() for job_id, seq in ids.items()}
+    assert listed == {(job["tenant"], job_id): int(job["seq"]) for job_id, job in jobs.items()}, "lists are wrong"
+
     lanes = {(*name.split(":"), tenant): score for name, ts in family("lanes").items() for tenant, score in ts.items()}
     assert set(lanes) == {tuple(name.split(":")) for name in family("queue")}, "lanes and queues disagree"
     for (model, _, tenant), score in lanes.items():
         assert float(family("vtime")[model][tenant]) == score, "a lane has another virtual time than its tenant"
 
+    used: dict[str, int] = {}
+    for account in family("usage").values():
+        for name, value in account.items():
+            used[name] = used.get(name, 0) + int(value)
+    assert {name.split(":")[0] for name in family("usage")} == set().union(*family("used").values())
     totals = {name: int(value) for name, value in get("totals", {}).items()}
     over = sum(totals.get(state, 0) for state in ENDED)
     inside = sum(job["state"] not in ENDED for job in jobs.values())
+    assert {state: used.get(state, 0) for state in ENDED} == {state: totals.get(state, 0) for state in ENDED}
     assert totals.get("submitted", 0) == over + inside, f"submitted is not in flight + ended: {totals}"
-    weights = [int(member.rpartition("|")[2]) for member in get("finished", {})]
+    weights = [int(member.split("|")[1]) for member in get("finished", {})]
     assert int(get("finished_bytes", 0)) == sum(weights), "finished_bytes is not the sum of its members"
     return jobs

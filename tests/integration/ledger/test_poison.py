@@ -6,7 +6,7 @@ import itertools
 
 from farm import keys
 from farm.contracts import JobState
-from farm.ledger.attempts import Claim, Refusal
+from farm.ledger.attempts import PROOF, Claim, Refusal
 from tests.integration.ledger.farmhand import Field, Hand
 
 
@@ -198,6 +198,69 @@ def test_a_job_with_three_losses_is_a_suspect_until_it_gave_sixteen_tokens(field
     lose(field, hand)
     assert field.view(other).strikes == 0
     assert field.client.hget(keys.job(slow), "losses") == "4"
+
+
+def _proof(field: Field, hand: Hand, job: str) -> int:
+    """How many new tokens a claim says that the job must give by itself."""
+    field.dispatch()
+    claim = hand.claim(field.mail.pop(job))
+    assert isinstance(claim, Claim)
+    return claim.proof
+
+
+def test_the_claim_says_that_the_next_loss_decides(field: Field) -> None:
+    """After two strikes a job must give a token before others are let in, after nine losses sixteen."""
+    struck, slow = field.submit(2, max_tokens=1000)
+    hand = field.worker()
+    for strikes in range(3):
+        assert _proof(field, hand, struck) == (1 if strikes == 2 else 0)
+        if strikes < 2:
+            lose(field, hand)
+    hand.finish(struck)
+    for losses in range(10):
+        assert _proof(field, hand, slow) == (PROOF if losses == 9 else 0)
+        hand.write(slow, 3)
+        lose(field, hand)
+    assert field.state(slow) == "dead"
+
+
+def test_nobody_is_dead_for_what_another_may_have_done(field: Field) -> None:
+    """The last strike counts only if every other job aboard had given 16 tokens; until then there are two."""
+    suspect, other = field.submit(2, max_tokens=1000)
+    hand = field.worker()
+    for _ in range(2):
+        field.run(hand, suspect)
+        lose(field, hand)
+    for gained in (0, PROOF - 1):
+        field.run(hand, suspect)
+        field.run(hand, other)
+        if gained:
+            hand.runs[other].generate(gained)
+            hand.beat()
+        lose(field, hand)
+        assert (field.state(suspect), field.view(suspect).strikes) == ("queued", 2)
+        field.client.hdel(keys.job(other), "strikes", "losses")
+    field.run(hand, suspect)
+    field.run(hand, other)
+    hand.write(other, PROOF)
+    lose(field, hand)
+    assert (field.state(suspect), field.state(other)) == ("dead", "queued")
+
+
+def test_who_kills_beside_a_suspect_is_noticed_too(field: Field) -> None:
+    """A job that always dies with a suspect aboard gathers losses, and is a suspect itself after three."""
+    suspect, sly = field.submit(2, max_tokens=1000)
+    hand = field.worker()
+    field.run(hand, suspect)
+    lose(field, hand)
+    for losses in (1, 2, 3):
+        field.run(hand, suspect)
+        field.run(hand, sly)
+        lose(field, hand)
+        assert field.client.hget(keys.job(sly), "losses") == str(losses)
+    field.run(hand, suspect)
+    field.dispatch()
+    assert hand.claim(field.mail[sly]) == Refusal("suspect")
 
 
 def test_neighbours_of_poison_never_die(field: Field) -> None:

@@ -38,6 +38,8 @@ DEEDS: dict[str, Deed] = {
     "leave": lambda _, hand, __: hand.attempts.leave(),
     "upkeep": lambda field, _, __: field.keep(),
     "upkeep after a lease": lambda field, _, job: _end_lease(field, job),
+    "mark": lambda field, _, __: field.jobs.scripts.call("mark"),
+    "pieces": lambda field, _, job: field.jobs.pieces([(job, 0), (job, 1), ("nobody", 0)]),
     "position": lambda field, _, __: field.jobs.view(_waiting(field).id, with_position=True),
 }
 
@@ -70,8 +72,9 @@ def steady(field: Field) -> dict[str, Any]:
 
 
 def test_every_script_is_repeated_here() -> None:
-    """No script is left out. dispatch chooses more each time, within the room there is: see the tests of capacity."""
-    assert {name.split()[0] for name in DEEDS} | {"dispatch"} == set(NAMES)
+    """No script is left out but two: dispatch chooses more each time, within the room that there is (see the tests of
+    capacity), and take counts each request, as it should (see those of limits)."""
+    assert {name.split()[0] for name in DEEDS} | {"dispatch", "take"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", DEEDS)
