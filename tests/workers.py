@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -81,9 +82,19 @@ class WorkerProcess:
 
     @property
     def generated(self) -> int:
-        """How many tokens its engine has sampled, by the engine's own log. For a worker that has had one engine."""
-        steps = [line for line in self.log.splitlines() if '"event": "step"' in line and line.endswith("}")]
-        return int(json.loads(steps[-1])["generated"]) if steps else 0
+        """How many tokens its latest engine has sampled, by the engine's own log."""
+        return (self.generated_by_each or [0])[-1]
+
+    @property
+    def generated_by_each(self) -> list[int]:
+        """How many tokens each engine has sampled that wrote to this worker's log."""
+        lines = [line for line in self.log.splitlines() if '"event": "step"' in line and line.endswith("}")]
+        steps = [json.loads(line) for line in lines]
+        return [
+            step["generated"]
+            for step, later in itertools.zip_longest(steps, steps[1:])
+            if later is None or later["step"] < step["step"]
+        ]
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a page at its telemetry port; 0 while nobody listens there."""

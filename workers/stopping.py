@@ -33,7 +33,9 @@ class Stopping:
         self._has_begun = False
 
     def install(self) -> None:
-        """Take SIGTERM and SIGINT over from Celery. For the main thread, after Celery has installed its own."""
+        """Take SIGTERM and SIGINT over from Celery, after it has installed its own. A worker in a thread gets none."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 

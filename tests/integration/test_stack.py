@@ -16,6 +16,9 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
+from farm.ledger.attempts import Attempts
+from farm.ledger.jobs import Jobs
+from farm.local.stack import Stack
 from farm.settings import Settings
 from tests.commands import FARM, Up, environ, farm, running, wait_until_gone
 from tests.conftest import wait_until
@@ -193,6 +196,16 @@ def _page(url: str) -> str:
             return text
     except HTTPError:
         return ""
+
+
+def test_a_worker_whose_engine_fails_is_not_ready(settings: Settings, jobs: Jobs) -> None:
+    """``farm up`` waits for it, and says what is wrong with it when it has waited long enough."""
+    stack = Stack(settings, workers=2, flower=False)
+    first, second = stack.worker_names
+    for name in (first, second):
+        Attempts(jobs, f"{name}.0").register(name, "tiny-bloom", 4, "model", None)
+    Attempts(jobs, f"{second}.0").progress([], 0, trouble="engine failing: it is broken")
+    assert stack._not_ready() == [f"{second} (engine failing: it is broken)"]
 
 
 def test_flower_shows_jobs_under_their_own_ids(tmp_path: Path) -> None:
