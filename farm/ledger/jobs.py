@@ -34,6 +34,8 @@ class Submission:
     model: str
     tenant: str
     plain: str = ""
+    is_keyed: bool = False
+    """Its id follows from an idempotency key: the job may have been there before."""
 
     @property
     def cost(self) -> int:
@@ -73,6 +75,8 @@ class Jobs:
         self.client = client or connect(settings.redis)
         self.where = address(settings.redis)
         self.scripts = Scripts(self.client, self.where)
+        self.has_answered = False
+        """Whether the server has ever answered: if so, it is there, and a failure is an outage."""
         # How long a write that must not be lost may take to reach the disk; None: nobody waits for it.
         self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.durability == "fsync" else None
         self._retention_ms = int(settings.limits.retention_s * 1000)
@@ -92,11 +96,13 @@ class Jobs:
             raise InvalidRequest(
                 "tenant", f"{tenant[:60]!r} is no name; use up to 128 letters, digits, '.', '_' and '-'"
             )
+        is_keyed = job_id is not None or idempotency_key is not None
         if job_id is None:
             job_id = keyed_job_id(tenant, idempotency_key) if idempotency_key else new_job_id()
         if not SAFE_NAME.match(job_id):
             raise InvalidRequest("id", f"{job_id[:60]!r} is no job id; use up to 128 letters, digits, '.', '_' and '-'")
-        return Submission(job_id, request, model_name(request.model or self.settings.model.id), tenant, plain)
+        model = model_name(request.model or self.settings.model.id)
+        return Submission(job_id, request, model, tenant, plain, is_keyed=is_keyed)
 
     def submit(self, submissions: Sequence[Submission]) -> list[bool]:
         """Write jobs; True for each that is new, False where the same job was there already.
@@ -114,6 +120,7 @@ class Jobs:
                 args += (job.id, fingerprint(text), job.model, job.tenant, job.request.priority)
                 args += (job.cost, deadline_ms, job.plain, text)
             words += self.scripts.call("submit", *args, durable_ms=self.durable_ms)
+            self.has_answered = True
         if "full" in words:
             raise server_full(self.where)
         for job, word in zip(submissions, words, strict=True):
@@ -144,6 +151,7 @@ class Jobs:
                 pipe.lrange(keys.out(job_id), 0, -1)
                 pipe.lrange(keys.history(job_id), 0, -1)
             answers = pipe.execute()
+        self.has_answered = True
         triples = zip(job_ids, answers[::3], answers[1::3], answers[2::3], strict=True)
         return [_view(job_id, *rest) if rest[0] else None for job_id, *rest in triples]
 
@@ -172,6 +180,7 @@ class Jobs:
         """The models that workers have served, by name."""
         with our_errors(self.where):
             known = self.client.hgetall(keys.MODELS)
+        self.has_answered = True
         return {str(name): ModelFacts(name=str(name), **json.loads(facts)) for name, facts in known.items()}
 
     def check_model(self, name: str) -> ModelFacts | None:
@@ -256,6 +265,8 @@ def _view(job_id: str, fields: dict[str, str], entries: list[str], past: list[st
         metadata=request.get("metadata", {}),
         wants_token_ids=request.get("return_token_ids", False),
         logprobs=logprobs if request.get("logprobs") is not None else None,
+        losses=int(fields.get("losses", 0)),
+        claimed_at=_seconds(fields.get("claimed")),
     )
 
 

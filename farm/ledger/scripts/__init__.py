@@ -25,6 +25,9 @@ NAMES = (
     "leave",
     "upkeep",
     "position",
+    "revive",
+    "purge",
+    "tidy",
 )
 
 

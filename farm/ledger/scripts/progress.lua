@@ -16,7 +16,7 @@ end
 local i = 6
 while i <= #ARGV do
   local id, nonce, from, prompt_tokens, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 4])
-  local seen = redis.call('HMGET', key_job(id), 'state', 'nonce', 'losses', 'base')
+  local seen = redis.call('HMGET', key_job(id), 'state', 'nonce', 'probation', 'base')
   local have = redis.call('LLEN', key_out(id))
   local word = 'lost'
   if seen[1] == 'running' and seen[2] == nonce then
@@ -28,6 +28,7 @@ while i <= #ARGV do
       redis.call('HINCRBY', key_job(id), 'bytes', append(id, first, last))
       have = have + last - first + 1
       redis.call('HSET', key_job(id), 'strikes', '0')
+      if seen[3] then redis.call('HDEL', key_job(id), 'probation') end
       if have - tonumber(seen[4] or 0) >= PROOF then redis.call('HSET', key_job(id), 'losses', '0') end
       lines[#lines + 1] = id .. ' ' .. have .. ' running'
     end

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from farm import keys
+from farm.ledger import dead
 from farm.ledger.attempts import Advance, Attempts
 from farm.ledger.scripts import NAMES
 from tests.integration.ledger.farmhand import FACTS, MODEL, Field, Hand, failed, succeeded, token
@@ -38,6 +39,10 @@ DEEDS: dict[str, Deed] = {
     "leave": lambda _, hand, __: hand.attempts.leave(),
     "upkeep": lambda field, _, __: field.keep(),
     "upkeep after a lease": lambda field, _, job: _end_lease(field, job),
+    "revive": lambda field, hand, _: field.jobs.scripts.call("revive", "token", 0, _dead(field, hand), "nobody"),
+    "revive anew": lambda field, hand, _: field.jobs.scripts.call("revive", "token", 1, _dead(field, hand)),
+    "purge": lambda field, hand, _: dead.purge(field.jobs, [_dead(field, hand), "nobody"]),
+    "tidy": lambda field, _, __: field.keeper.tidy(),
     "position": lambda field, _, __: field.jobs.view(_waiting(field).id, with_position=True),
 }
 
@@ -54,6 +59,17 @@ def _end_lease(field: Field, job: str) -> None:
     if field.state(job) == "running":
         field.client.zadd(f"{keys.PREFIX}running", {job: 0})
     field.keep()
+
+
+def _dead(field: Field, hand: Hand) -> str:
+    """A job that is dead when first asked for."""
+    if not field.client.hexists(keys.TOTALS, "dead"):
+        field.jobs.submit([field.place(job_id="dead", deadline_s=60)])
+        hand = field.worker("mill", 2)
+        for _ in range(3):
+            field.run(hand, "dead")
+            hand.release("lost", "engine_lost", ["dead"])
+    return "dead"
 
 
 def _successor(field: Field) -> Attempts:
