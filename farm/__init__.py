@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from farm.aio import AsyncFarm, AsyncJob
-    from farm.client import Farm, Job
+    from farm.aio import AsyncFarm
+    from farm.aio_job import AsyncJob
+    from farm.client import Farm
     from farm.contracts import JobState, Request
     from farm.errors import (
         FarmError,
@@ -23,20 +24,24 @@ if TYPE_CHECKING:
         JobExpired,
         JobFailed,
         JobGone,
+        JobNotDead,
         JobNotFound,
         JobNotSucceeded,
         PromptTooLong,
         ServerFull,
         ServerUnreachable,
     )
+    from farm.job import Job
     from farm.results import Completion, Delta, JobView
     from farm.settings import Settings, load_settings
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "farm.aio": ("AsyncFarm", "AsyncJob"),
-    "farm.client": ("Farm", "Job"),
+    "farm.aio": ("AsyncFarm",),
+    "farm.aio_job": ("AsyncJob",),
+    "farm.client": ("Farm",),
+    "farm.job": ("Job",),
     "farm.contracts": ("JobState", "Request"),
     "farm.results": ("Completion", "Delta", "JobView"),
     "farm.errors": (
@@ -48,6 +53,7 @@ _HOMES = {
         "JobExpired",
         "JobFailed",
         "JobGone",
+        "JobNotDead",
         "JobNotFound",
         "JobNotSucceeded",
         "PromptTooLong",
@@ -73,6 +79,7 @@ __all__ = [
     "JobExpired",
     "JobFailed",
     "JobGone",
+    "JobNotDead",
     "JobNotFound",
     "JobNotSucceeded",
     "JobState",

@@ -28,9 +28,10 @@ from farm.cli.options import (
     reachable_settings,
 )
 from farm.cli.output import duration, emit, note, printable, stdout
-from farm.client import Farm, Job
+from farm.client import Farm
 from farm.contracts import JobState, Request, model_name
 from farm.errors import InvalidRequest, JobNotFound, JobNotSucceeded
+from farm.job import Job
 from farm.ledger.overview import overview
 from farm.results import JobView
 
