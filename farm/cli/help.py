@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 HELP_NAMES = ("-h", "--help")
 CONTEXT = {"help_option_names": list(HELP_NAMES), "max_content_width": 100}
@@ -24,9 +24,27 @@ class Command(TyperCommand):
         write_examples(self.epilog, formatter)
 
 
-def commands() -> typer.Typer:
+class Group(TyperGroup):
+    """A command with subcommands, in the order of their definition, and plain help."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Subcommands first, then the options."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(100)) for name, command in self.commands.items()])
+        write_options(self, ctx, formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        del ctx
+        write_examples(self.epilog, formatter)
+
+
+def commands(**more: Any) -> typer.Typer:
     """An app for one module's commands."""
-    return typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=CONTEXT)
+    return typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=CONTEXT, **more)
 
 
 def examples(*lines: str) -> str:

@@ -45,6 +45,7 @@ COMMANDS = {
     "batch": Entry("farm.cli.batch", ASK, "Complete a file of prompts, and go on where an earlier run stopped."),
     "status": Entry("farm.cli.status", ASK, "Show how the farm stands, or one job."),
     "cancel": Entry("farm.cli.jobs", ASK, "End jobs that have not ended."),
+    "dead": Entry("farm.cli.dead", LOOK, "Look at dead jobs, queue them again or delete them."),
     "plan": Entry("farm.cli.plan", LOOK, "Show how a model would lie on devices."),
     "doctor": Entry("farm.cli.doctor", LOOK, "Check server, ports, model and folder, and say what to do."),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +19,12 @@ from farm.settings import Settings, load_settings
 SAMPLING, QUEUEING = "How to generate", "How to queue"
 
 
-def _field(name: str, metavar: str, panel: str, *, help: str | None = None, default: bool = True) -> Any:
+def _field(name: str, metavar: str, panel: str, *flags: str, help: str | None = None, default: bool = True) -> Any:
     """An option for a request's field: its help and default are the contract's."""
     field = Request.model_fields[name]
     return typer.Option(
-        metavar=metavar,
+        *flags,
+        metavar=metavar or None,
         help=help or field.description,
         show_default=str(field.default) if default else False,
         rich_help_panel=panel,
@@ -34,22 +38,6 @@ StateDir = Annotated[
         metavar="DIR", help="Where data, logs and addresses are kept.", envvar="FARM_LOCAL__STATE_DIR", show_envvar=True
     ),
 ]
-MaxTokens = Annotated[int | None, _field("max_tokens", "N", SAMPLING)]
-Temperature = Annotated[float | None, _field("temperature", "X", SAMPLING)]
-TopP = Annotated[float | None, _field("top_p", "X", SAMPLING)]
-TopK = Annotated[int | None, _field("top_k", "N", SAMPLING)]
-RepetitionPenalty = Annotated[float | None, _field("repetition_penalty", "X", SAMPLING)]
-Seed = Annotated[int | None, _field("seed", "N", SAMPLING, default=False)]
-Stop = Annotated[
-    list[str] | None,
-    _field("stop", "TEXT", SAMPLING, help="A string that ends the text; give it up to 4 times.", default=False),
-]
-Model = Annotated[str | None, _field("model", "NAME", QUEUEING, default=False)]
-PriorityOption = Annotated[
-    str | None,
-    _field("priority", "LEVEL", QUEUEING, help="high, normal or low: high goes before normal, normal before low."),
-]
-Deadline = Annotated[float | None, _field("deadline_s", "SECONDS", QUEUEING, default=False)]
 Tenant = Annotated[
     str | None,
     typer.Option(
@@ -59,6 +47,46 @@ Tenant = Annotated[
         rich_help_panel=QUEUEING,
     ),
 ]
+
+
+_STOP = "A string that ends the text; give it up to 4 times."
+_PRIORITY = "high, normal or low: high goes before normal, normal before low."
+_IGNORE_EOS = typer.Option(
+    "--ignore-eos", help=Request.model_fields["ignore_eos"].description, rich_help_panel=SAMPLING
+)
+REQUEST_OPTIONS: dict[str, Any] = {
+    "max_tokens": Annotated[int | None, _field("max_tokens", "N", SAMPLING)],
+    "temperature": Annotated[float | None, _field("temperature", "X", SAMPLING)],
+    "top_p": Annotated[float | None, _field("top_p", "X", SAMPLING)],
+    "top_k": Annotated[int | None, _field("top_k", "N", SAMPLING)],
+    "repetition_penalty": Annotated[float | None, _field("repetition_penalty", "X", SAMPLING)],
+    "seed": Annotated[int | None, _field("seed", "N", SAMPLING, default=False)],
+    "stop": Annotated[list[str] | None, _field("stop", "TEXT", SAMPLING, help=_STOP, default=False)],
+    "ignore_eos": Annotated[bool | None, _field("ignore_eos", "", SAMPLING, "--ignore-eos", default=False)],
+    "model": Annotated[str | None, _field("model", "NAME", QUEUEING, default=False)],
+    "priority": Annotated[str | None, _field("priority", "LEVEL", QUEUEING, help=_PRIORITY)],
+    "deadline_s": Annotated[float | None, _field("deadline_s", "SECONDS", QUEUEING, "--deadline", default=False)],
+}
+"""Options by the request's field that they set."""
+
+
+def request_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all of ``REQUEST_OPTIONS`` in the place of ``params``, which holds the fields that were given."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    at = [parameter.name for parameter in own].index("params")
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in REQUEST_OPTIONS.items()
+    ]
+    named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        asked = {name: values.pop(name) for name in REQUEST_OPTIONS}
+        command(**values, params=given(**asked))
+
+    setattr(run, "__signature__", inspect.Signature([*named[:at], *added, *named[at + 1 :]]))  # noqa: B010
+    return run
 
 
 def given(**values: Any) -> dict[str, Any]:

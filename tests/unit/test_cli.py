@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 
 import pytest
+from typer.core import TyperGroup
 from typer.main import get_group
 
 from farm.cli.exits import FAILED, UNREACHABLE, USAGE, code_of
@@ -32,11 +33,21 @@ def test_help_loads_no_driver() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_are_what_the_list_says(name: str) -> None:
-    """Each listed command exists, explains itself in the words of the list, has examples and speaks JSON."""
+    """Each command exists, explains itself in the words of the list, has examples, and speaks JSON if it speaks."""
     command = get_group(import_module(COMMANDS[name].module).app).commands[name]
     assert (inspect.getdoc(command.callback) or "").splitlines()[0] == COMMANDS[name].help
-    assert command.epilog
-    assert "--json" in [option for param in command.params for option in param.opts]
+    for part in [command, *command.commands.values()] if isinstance(command, TyperGroup) else [command]:
+        assert part.epilog
+        assert isinstance(part, TyperGroup) or "--json" in [option for param in part.params for option in param.opts]
+
+
+def test_a_group_lists_its_commands() -> None:
+    """A command with subcommands says what they are, with examples, when it is given none."""
+    for said in (farm("dead", "--help"), farm("dead")):
+        text = said.out + said.err
+        assert all(f"\n  {name} " in text for name in ("list", "show", "retry", "purge"))
+        assert text.index("Examples:") > text.index("--help")
+        assert max(map(len, text.splitlines())) <= 80
 
 
 def test_help_of_a_command_fits_80_columns() -> None:
