@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := pyproject.toml constraints.txt
+CHECKOV := checkov==3.3.30
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check fast bench clean
+.PHONY: help demo up test check fast bench chaos clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,14 +27,18 @@ check: $(VENV)/.dev  ## what every commit passes: style, types, floors, fast tes
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m fast
 
-test: check  ## all tests
+test: check $(VENV)/.checkov  ## all tests
 	$(BIN)/python -m pytest -m "not fast"
 
 bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten minutes on two idle cores
 	$(BIN)/python -m benchmarks.imports
 	$(BIN)/python -m benchmarks.submit
+	$(BIN)/python -m benchmarks.rest
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.compare --docs
+
+chaos: $(VENV)/.dev  ## break a farm in every way for ten minutes, and see that it keeps docs/guarantees.md
+	$(BIN)/python -m tests.chaos --all
 
 clean:  ## remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
@@ -46,13 +51,20 @@ $(BIN)/python:
 
 $(VENV)/.run: $(PINS) | $(BIN)/python
 	@echo "installing the farm into $(VENV); the first time takes some minutes"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,flower,local]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[worker,api,flower,local]'
 	@touch $@
 
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo "installing the farm and its tools into $(VENV); the first time takes some minutes"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+# Its pins and ours exclude each other, so it lives apart. tests/conftest.py finds it there.
+$(VENV)/.checkov: Makefile | $(BIN)/python
+	@echo "installing checkov into $(VENV)/checkov"
+	$(PYTHON) -m venv $(VENV)/checkov
+	$(VENV)/checkov/bin/python -m pip --disable-pip-version-check install --quiet $(CHECKOV)
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
 	@echo "installing the engines to compare with into $(VENV)"

@@ -1,1 +1,1 @@
-"""The REST API: routes, schemas and auth. It knows the ledger, and neither models nor workers."""
+"""The farm over HTTP: jobs, their events and their results. It knows the ledger, and neither models nor workers."""

@@ -21,7 +21,7 @@ from benchmarks.report import finish
 from farm.contracts import JobState, Request
 from farm.ledger.attempts import Advance, Attempts, Claim, Outcome
 from farm.ledger.jobs import Jobs, Submission, entry
-from farm.ledger.scripts import NAMES
+from farm.ledger.scripts import NAMES, sha
 from farm.ledger.upkeep import Upkeep
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings
@@ -45,7 +45,7 @@ def main() -> None:
 
 def measure(jobs: Jobs) -> None:
     """Fill the queue, let another tenant in, run some jobs through, and print what it took."""
-    names = {jobs.scripts._scripts[name].sha: name for name in NAMES}
+    names = {sha(name): name for name in NAMES}
     submit(jobs, 2_000, "warm", PROMPT)  # also creates the connection and loads the scripts
     big = submit(jobs, 20_000, "big", PROMPT)
     jobs.client.execute_command("FLUSHALL", "SYNC")  # else the server still frees while memory is read

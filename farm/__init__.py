@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from farm.client import Farm
     from farm.contracts import JobState, Request
     from farm.errors import (
+        DeadlineUnmeetable,
+        ExceedsQuota,
         FarmError,
         IdempotencyConflict,
         InvalidRequest,
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
         JobNotFound,
         JobNotSucceeded,
         PromptTooLong,
+        QueueFull,
+        QuotaExceeded,
         ServerFull,
         ServerUnreachable,
+        TooManyRequests,
     )
     from farm.job import Job
+    from farm.ledger.usage import UsageDay
     from farm.results import Completion, Delta, JobView
     from farm.settings import Settings, load_settings
 
@@ -45,6 +51,8 @@ _HOMES = {
     "farm.contracts": ("JobState", "Request"),
     "farm.results": ("Completion", "Delta", "JobView"),
     "farm.errors": (
+        "DeadlineUnmeetable",
+        "ExceedsQuota",
         "FarmError",
         "IdempotencyConflict",
         "InvalidRequest",
@@ -57,9 +65,13 @@ _HOMES = {
         "JobNotFound",
         "JobNotSucceeded",
         "PromptTooLong",
+        "QueueFull",
+        "QuotaExceeded",
         "ServerFull",
         "ServerUnreachable",
+        "TooManyRequests",
     ),
+    "farm.ledger.usage": ("UsageDay",),
     "farm.settings": ("Settings", "load_settings"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -68,7 +80,9 @@ __all__ = [
     "AsyncFarm",
     "AsyncJob",
     "Completion",
+    "DeadlineUnmeetable",
     "Delta",
+    "ExceedsQuota",
     "Farm",
     "FarmError",
     "IdempotencyConflict",
@@ -85,10 +99,14 @@ __all__ = [
     "JobState",
     "JobView",
     "PromptTooLong",
+    "QueueFull",
+    "QuotaExceeded",
     "Request",
     "ServerFull",
     "ServerUnreachable",
     "Settings",
+    "TooManyRequests",
+    "UsageDay",
     "load_settings",
 ]
 

@@ -13,20 +13,25 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from farm.aio_flight import Inbox, Source, deliver, run, soon, teller
 from farm.aio_job import AsyncJob
+from farm.calls import Calls
 from farm.client import Farm
+from farm.contracts import JobState
 from farm.errors import FarmError
 from farm.flight import Flight
 from farm.flow import DEFAULT_WINDOW, Flow, Result
+from farm.ledger.usage import UsageDay
 from farm.ledger.watch import Watch
 from farm.prompts import Params, Prompt
 from farm.results import Completion, JobView
 from farm.settings import Settings
 
 THREADS = 4
+PAGE = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +44,8 @@ class AsyncFarm:
         """See ``Farm``. Nothing is sent yet."""
         self.sync = Farm(settings, url=url, tenant=tenant)
         self.settings = self.sync.settings
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="farm-call")
+        self._calls = Calls(THREADS, self.settings.redis.timeout_s, "farm-call")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="farm-work")  # what may take long waits apart
         self._is_closed = False
 
     @classmethod
@@ -64,7 +70,7 @@ class AsyncFarm:
 
     async def submit_many(self, prompts: Iterable[Prompt], *, n: int = 1, **params: Unpack[Params]) -> list[AsyncJob]:
         """Enqueue many prompts; see ``Farm.submit_many``."""
-        jobs = await self.call(partial(self.sync.submit_many, prompts, n=n, **params))
+        jobs = await self.work(partial(self.sync.submit_many, prompts, n=n, **params))
         return [AsyncJob(self, job.id) for job in jobs]
 
     async def generate(
@@ -81,6 +87,19 @@ class AsyncFarm:
     def job(self, job_id: str) -> AsyncJob:
         """A job by its id, wherever it was submitted. Does not ask the server."""
         return AsyncJob(self, job_id)
+
+    async def jobs(
+        self, *, state: JobState | str | None = None, limit: int | None = None
+    ) -> AsyncGenerator[JobView, None]:
+        """This tenant's jobs as they stand, the newest first; see ``Farm.jobs``."""
+        found = self.sync.jobs(state=state, limit=limit)
+        while page := await self.call(lambda: list(islice(found, PAGE))):
+            for view in page:
+                yield view
+
+    async def usage(self, days: int = 30) -> list[UsageDay]:
+        """This tenant's usage by day; see ``Farm.usage``."""
+        return await self.call(self.sync.usage, days)
 
     @overload
     def map(
@@ -159,13 +178,17 @@ class AsyncFarm:
             self.sync.reader.unwatch(watches)
 
     async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a short call to the ledger on one of this client's threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args, **kwargs))
+        """Make a short call to the ledger on one of this client's threads. It ends within ``redis.timeout_s``."""
+        return await self._calls.run(partial(call, *args, **kwargs))
+
+    async def work(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what may take long, or outlast an outage, on another thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
 
     async def leave(self, flight: Flight) -> None:
         """End what a ``map`` has in flight."""
         if not self._is_closed:  # else closing does it
-            await self.call(flight.leave)
+            await self.work(flight.leave)
 
     async def aclose(self) -> None:
         """Let go of threads and connections, and cancel what a ``map`` has in flight. Other jobs run on."""
@@ -182,6 +205,7 @@ class AsyncFarm:
         return f"Async{self.sync!r}"
 
     def _close(self) -> None:
+        self._calls.close()
         self._threads.shutdown()
         self.sync.close()
 

@@ -31,7 +31,7 @@ async def run(farm: AsyncFarm, flow: Flow, place: Placer, source: Source) -> Asy
 
     async def hear(job_id: str, news: News) -> None:
         if (lost := flight.hear(job_id, news)) is not None:
-            await farm.call(flight.resend, lost)
+            await farm.work(flight.resend, lost)
 
     try:
         while True:
@@ -43,7 +43,7 @@ async def run(farm: AsyncFarm, flow: Flow, place: Placer, source: Source) -> Asy
                 items, is_drained = drawing.result()
                 drawing = None
                 prompts = [item for item in items if not isinstance(item, AsyncJob)]
-                await farm.call(flight.board, prompts, [item.id for item in items if isinstance(item, AsyncJob)])
+                await farm.work(flight.board, prompts, [item.id for item in items if isinstance(item, AsyncJob)])
             if hearing.done():
                 await hear(*hearing.result())
                 hearing = None

@@ -53,7 +53,7 @@ class AsyncJob:
                 if piece.state.is_terminal:
                     break
         if piece.state is not JobState.SUCCEEDED:
-            raise await self.farm.call(self._sync.not_succeeded)
+            raise await self.farm.work(self._sync.not_succeeded)
 
     async def cancel(self) -> JobState:
         """End the job unless it has ended. Returns its state then. Raises JobNotFound, JobGone, ServerUnreachable."""

@@ -16,13 +16,23 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Literal, Self, TypeVar, Unpack, overload
 
-from farm.errors import FarmError, IdempotencyConflict, InvalidRequest, ServerUnreachable
+from farm.contracts import JobState
+from farm.errors import (
+    DeadlineUnmeetable,
+    ExceedsQuota,
+    FarmError,
+    IdempotencyConflict,
+    InvalidRequest,
+    ServerUnreachable,
+)
 from farm.flight import Flight, deliver, run
 from farm.flow import DEFAULT_WINDOW, Flow, Result
 from farm.job import Job
 from farm.ledger.dead import dead_ids
 from farm.ledger.jobs import Jobs, Submission
+from farm.ledger.listing import each_job
 from farm.ledger.streams import Reader
+from farm.ledger.usage import UsageDay, read_usage
 from farm.ledger.watch import News, Watch
 from farm.local.discover import discover, running_farm, with_url
 from farm.patience import patiently
@@ -81,8 +91,9 @@ class Farm:
         Raises InvalidRequest, PromptTooLong; IdempotencyConflict for the key with another request; ServerFull;
         ServerUnreachable (the job may or may not be there: with a key it is safe to submit it again).
         """
-        submission = self.placer(params)({"prompt": prompt, "idempotency_key": idempotency_key})
-        self.ledger.submit([submission])
+        with self.ledger.in_time():
+            submission = self.placer(params)({"prompt": prompt, "idempotency_key": idempotency_key})
+            self.ledger.submit([submission])
         return Job(self, submission.id)
 
     def submit_many(self, prompts: Iterable[Prompt], *, n: int = 1, **params: Unpack[Params]) -> list[Job]:
@@ -114,6 +125,17 @@ class Farm:
     def job(self, job_id: str) -> Job:
         """A job by its id, wherever it was submitted. Does not ask the server."""
         return Job(self, job_id)
+
+    def jobs(self, *, state: JobState | str | None = None, limit: int | None = None) -> Iterator[JobView]:
+        """This tenant's jobs as they stand, the newest first; those in ``state``, ``limit`` at the most.
+
+        They are read a page at a time, as the caller goes on. Raises InvalidRequest, ServerUnreachable.
+        """
+        return each_job(self.ledger, self.tenant, state=state, limit=limit)
+
+    def usage(self, days: int = 30) -> list[UsageDay]:
+        """This tenant's jobs that ended and their tokens, of the latest days, the oldest first; see ``UsageDay``."""
+        return read_usage(self.ledger, self.tenant, days=days)
 
     @overload
     def map(
@@ -203,7 +225,8 @@ class Farm:
         watches = [Watch(job_id, lambda *news: inbox.put(news), start=start) for job_id in job_ids]
         try:
             if asked is None:
-                self.reader.watch(watches)
+                with self.ledger.in_time():
+                    self.reader.watch(watches)
             else:
                 self.reader.ask(watches, asked)
             yield inbox
@@ -221,10 +244,10 @@ class Farm:
         """Submit, riding out an outage. Returns the ids of jobs that are new, and those refused with the reason."""
         try:
             words = self.patiently(partial(self.ledger.submit, submissions))
-        except IdempotencyConflict as error:
+        except (IdempotencyConflict, ExceedsQuota, DeadlineUnmeetable) as error:
             if len(submissions) == 1:
                 return [], {submissions[0].id: error}
-            # Each by itself tells which one it is; those that are written already stay as they are.
+            # Each by itself tells which one it is, or fits; those that are written already stay as they are.
             answers = [self.send([submission]) for submission in submissions]
             new = [job_id for ids, _ in answers for job_id in ids]
             return new, {job_id: error for _, refused in answers for job_id, error in refused.items()}

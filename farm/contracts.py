@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,12 +23,14 @@ from farm.errors import InvalidRequest, nearest
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 Text = Annotated[str, Field(max_length=512)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 MAX_STOPS = 4
 MAX_METADATA = 16
 MAX_PROMPT_CHARS = 4_000_000
 SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 HALF_PAIR = "holds half a surrogate pair, which is no text; repair it"
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _WANTED = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -62,17 +67,17 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    prompt: str | list[Annotated[int, Field(ge=0)]]
+    prompt: str | list[TokenId]
     """Text, or token ids."""
     model: str | None = None
     """A model's name or id; the farm's default when left out."""
     max_tokens: int = Field(64, ge=1, le=1_000_000)
     """How many tokens to generate at the most."""
-    min_tokens: int = Field(0, ge=0)
+    min_tokens: int = Field(0, ge=0, le=1_000_000)
     """How many tokens to generate before a stop counts."""
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False)
     """0 takes the likeliest token each time; 1 samples from the model's own distribution."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     """Sample among the k likeliest tokens; 0 means all."""
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     """Sample among the fewest tokens whose probabilities reach this sum."""
@@ -84,9 +89,9 @@ class Request(BaseModel):
     """Taken off the logits of tokens already generated, once for each time."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling repeatable; left out, it follows from the job's id."""
-    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=MAX_STOPS)
+    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default_factory=list, max_length=MAX_STOPS)
     """Strings that end the text, and are not part of it."""
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default=[], max_length=64)
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=64)
     """Tokens that end the text, and are not part of it."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Return each token's log probability and this many of the likeliest alternatives."""
@@ -98,7 +103,7 @@ class Request(BaseModel):
     """high goes before normal, normal before low."""
     deadline_s: float | None = Field(None, gt=0, le=30 * 86400, allow_inf_nan=False)
     """Seconds from submission after which the answer is worth nothing."""
-    metadata: dict[Annotated[str, Field(max_length=64)], Text] = Field(default={}, max_length=MAX_METADATA)
+    metadata: dict[Annotated[str, Field(max_length=64)], Text] = Field(default_factory=dict, max_length=MAX_METADATA)
     """Up to 16 pairs of strings that come back with the job."""
 
     @field_validator("stop", mode="before")
@@ -134,7 +139,7 @@ class Request(BaseModel):
 
     def to_json(self) -> str:
         """The request without its defaults, keys sorted: equal requests give equal text."""
-        return json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":"))
+        return _ENCODER.encode(self.model_dump(exclude_defaults=True))
 
 
 def fingerprint(text: str) -> str:
@@ -190,6 +195,7 @@ def _plain(number: float) -> str:
     return str(int(number)) if float(number).is_integer() else str(number)
 
 
+@lru_cache(maxsize=256)
 def model_name(model_id: str) -> str:
     """The short name of a model, used in queues and keys: the last part of a hub id or folder."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", model_id.rstrip("/").rsplit("/", 1)[-1]).lower()
@@ -198,6 +204,28 @@ def model_name(model_id: str) -> str:
     return name
 
 
+def job_id_of(tenant: str, idempotency_key: str | None) -> str:
+    """The id of a new job: the key's if it has one."""
+    return keyed_job_id(tenant, idempotency_key) if idempotency_key else new_job_id()
+
+
 def keyed_job_id(tenant: str, idempotency_key: str) -> str:
     """The id of the one job that a tenant may have under an idempotency key (uuid5, always the same)."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"bloomfarm:{tenant}:{idempotency_key}"))
+
+
+def new_job_id() -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits, so that ids sort by time."""
+    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    digits = f"{value & ~(0x3 << 62) | 0x2 << 62:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def created_at(job_id: str) -> float | None:
+    """The Unix time in a UUIDv7; None for any other id."""
+    try:
+        value = uuid.UUID(job_id)
+    except ValueError:
+        return None
+    return (value.int >> 80) / 1000 if value.version == 7 else None

@@ -80,6 +80,77 @@ class ServerFull(FarmError):
     http_status = 503
 
 
+class QueueFull(FarmError):
+    """The whole farm holds as many queued jobs as it may; ``retry_after_s`` is when some may have gone."""
+
+    code = "queue_full"
+    retryable = True
+    http_status = 503
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooManyRequests(FarmError):
+    """A tenant asks more often than it may.
+
+    ``limit_name`` is the limit that was reached, ``limit`` its value and ``remaining`` what is left of it;
+    ``retry_after_s`` is when to ask again, ``reset_s`` when all of it is there again.
+    """
+
+    code = "rate_limited"
+    retryable = True
+    http_status = 429
+
+    def __init__(
+        self,
+        message: str,
+        limit_name: str,
+        limit: float,
+        remaining: float = 0,
+        retry_after_s: float = 1.0,
+        reset_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.limit_name = limit_name
+        self.limit = limit
+        self.remaining = remaining
+        self.retry_after_s = retry_after_s
+        self.reset_s = retry_after_s if reset_s is None else reset_s
+
+    def __reduce__(self) -> tuple[type[TooManyRequests], tuple[object, ...]]:
+        told = (self.limit_name, self.limit, self.remaining, self.retry_after_s, self.reset_s)
+        return type(self), (str(self), *told)
+
+
+class QuotaExceeded(TooManyRequests):
+    """A tenant has as many queued jobs or tokens as it may; some must run first."""
+
+    code = "quota_exceeded"
+
+
+class ExceedsQuota(InvalidRequest):
+    """What was submitted at once is more than its tenant may ever have queued; waiting does not help."""
+
+    code = "exceeds_quota"
+
+
+class DeadlineUnmeetable(FarmError):
+    """As long as the queue is now, the answer would come far too late; ``eta_s`` is the estimate."""
+
+    code = "deadline_unmeetable"
+    http_status = 422
+
+    def __init__(self, message: str, eta_s: float, deadline_s: float) -> None:
+        super().__init__(message)
+        self.eta_s = eta_s
+        self.deadline_s = deadline_s
+
+    def __reduce__(self) -> tuple[type[DeadlineUnmeetable], tuple[str, float, float]]:
+        return type(self), (str(self), self.eta_s, self.deadline_s)
+
+
 class JobNotFound(FarmError):
     """No job has this id."""
 
@@ -92,6 +163,13 @@ class JobGone(JobNotFound):
 
     code = "job_gone"
     http_status = 410
+
+
+class ModelNotFound(FarmError):
+    """No worker has served a model of this name."""
+
+    code = "model_not_found"
+    http_status = 404
 
 
 class JobNotSucceeded(FarmError):
@@ -118,7 +196,7 @@ class JobExpired(JobNotSucceeded):
     """The job's deadline passed before it was finished."""
 
     code = "job_expired"
-    http_status = 504
+    http_status = 408
 
 
 class JobCancelled(JobNotSucceeded):

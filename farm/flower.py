@@ -7,9 +7,7 @@ from Flower's own FLOWER_BASIC_AUTH, or FLOWER_AUTH with FLOWER_AUTH_PROVIDER.
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +15,17 @@ from pathlib import Path
 from farm import flower_config
 from farm.broker import make_app
 from farm.errors import FarmError, SettingsError
+from farm.listening import is_loopback, listen
 from farm.local.discover import discover
 from farm.settings import FlowerSettings, Settings, load_settings
 
 AUTH_NAMES = ("FLOWER_BASIC_AUTH", "FLOWER_AUTH")
+# Where kombu notes what was taken and not yet acknowledged: not with the workers', which Flower need not even read.
+OWN_KEYS = {
+    "unacked_key": "flower.unacked",
+    "unacked_index_key": "flower.unacked_index",
+    "unacked_mutex_key": "flower.unacked_mutex",
+}
 
 
 def check_exposure(settings: FlowerSettings, environ: Mapping[str, str]) -> None:
@@ -36,24 +41,7 @@ def check_start(settings: FlowerSettings) -> None:
     """Raise SettingsError when Flower is not installed or another program has its port."""
     if importlib.util.find_spec("flower") is None:
         raise SettingsError("Flower is not installed: pip install 'bloomfarm[flower]'")
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise SettingsError(
-                f"{settings.host}:{settings.port} can't be used ({error.strerror}); choose another with --port or "
-                "FARM_FLOWER__PORT"
-            ) from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    listen(settings.host, settings.port, "FARM_FLOWER__PORT").close()
 
 
 def arguments(settings: Settings) -> list[str]:
@@ -77,6 +65,7 @@ def main() -> None:
         app = make_app(settings)
     except FarmError as error:
         sys.exit(f"farm flower: {error}")
+    app.conf.broker_transport_options |= OWN_KEYS
     app.start(arguments(settings))
 
 

@@ -33,7 +33,8 @@ class Job:
 
     def status(self) -> JobView:
         """How the job stands, its text so far, its place in line. Raises JobNotFound, JobGone, ServerUnreachable."""
-        return self.farm.ledger.view(self.id, with_position=True)
+        with self.farm.ledger.in_time():
+            return self.farm.ledger.view(self.id, with_position=True)
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the completion, at most ``timeout`` seconds, also while the server is away (at least half a second).
@@ -70,8 +71,9 @@ class Job:
 
         Raises JobNotFound, JobGone, ServerUnreachable.
         """
-        [state] = self.farm.ledger.cancel([self.id])
-        return state or self.farm.ledger.view(self.id).state
+        with self.farm.ledger.in_time():
+            [state] = self.farm.ledger.cancel([self.id])
+            return state or self.farm.ledger.view(self.id).state
 
     def retry(self, *, fresh: bool = False) -> None:
         """Queue the job again although it is dead; then it may be waited for again.
@@ -79,13 +81,15 @@ class Job:
         It starts with no strikes and goes on from its tokens, or from none if ``fresh``; its deadline starts anew.
         Raises JobNotDead if it is in any other state; JobNotFound, JobGone, ServerUnreachable.
         """
-        [answer] = dead.retry(self.farm.ledger, [self.id], fresh=fresh)
-        self._require(answer)
+        with self.farm.ledger.in_time():
+            [answer] = dead.retry(self.farm.ledger, [self.id], fresh=fresh)
+            self._require(answer)
 
     def purge(self) -> None:
         """Delete the job, which is dead, with all that is known of it. Raises like ``retry``."""
-        [answer] = dead.purge(self.farm.ledger, [self.id])
-        self._require(answer)
+        with self.farm.ledger.in_time():
+            [answer] = dead.purge(self.farm.ledger, [self.id])
+            self._require(answer)
 
     def timed_out(self, timeout: float) -> TimeoutError:
         """The error of a wait that took ``timeout`` seconds."""

@@ -32,26 +32,43 @@ KEYS = (
     Key("vclock:<model>", "string", "none", "virtual time of the latest dispatch; where newcomers start"),
     Key("owed:<model>", "hash", "none", "tokens charged to tenants for jobs that have not ended"),
     Key("weights", "hash", "none", "tenants' weights other than 1"),
+    Key("limits", "hash", "none", "tenants' limits other than the settings', as JSON"),
+    Key("pace:<tenant>", "string", "until the bucket is full", "when a tenant's bucket of requests is full again"),
+    Key("waiting", "string", "none", "jobs queued or dispatched"),
+    Key("waiting_jobs", "hash", "none", "each tenant's jobs queued or dispatched; not there for none"),
+    Key("waiting_tokens", "hash", "none", "each tenant's tokens, by estimate, queued or dispatched"),
+    Key("jobs:<tenant>", "zset", "none", "a tenant's jobs by their sequence number, for listing"),
+    Key("usage:<tenant>:<day>", "hash", "limits.usage_days", "jobs by how they ended, and tokens, of one UTC day"),
+    Key("used:<day>", "set", "limits.usage_days", "tenants with usage on that day"),
+    Key("usage_days", "string", "none", "how many days usage is kept, as the latest keeper has it in its settings"),
+    Key("keys", "hash", "none", "API keys by id: SHA-256, tenant, scopes and name as JSON"),
+    Key("keys_used", "hash", "none", "when an API key was last used, to the minute, in Unix seconds"),
     Key("delayed", "zset", "none", "queued jobs that must wait, by the time they may go"),
     Key("dispatched", "zset", "none", "jobs whose message is out, by the time to publish it again"),
     Key("running", "zset", "none", "running jobs by the end of their lease"),
     Key("deadlines", "zset", "none", "unfinished jobs with a deadline"),
-    Key("finished", "zset", "none", "finished jobs as id|bytes by their end"),
+    Key("finished", "zset", "none", "finished jobs as id|bytes|tenant by their end"),
     Key("finished_bytes", "string", "none", "sum of the bytes in finished"),
     Key("dead", "zset", "none", "dead jobs by their end"),
     Key("undelivered", "zset", "none", "finished plain-Celery jobs whose result is not known to be stored"),
     Key("counts:<model>", "hash", "none", "jobs now queued, dispatched, running"),
     Key("totals", "hash", "none", "jobs submitted, ended and revived, releases by reason, since the beginning"),
-    Key("rate:<model>", "hash", "none", "finished jobs per second, smoothed, for eta_s"),
+    Key("rate:<model>", "hash", "none", "finished jobs per second, smoothed; tokens, slot time of the latest jobs"),
     Key("seq", "string", "none", "the latest sequence number given to a job"),
     Key("workers", "zset", "none", "workers by their latest beat"),
-    Key("worker:<worker>", "hash", "a day once succeeded", "one worker: model, capacity, drain, suspect, or successor"),
+    Key(
+        "worker:<worker>",
+        "hash",
+        "a day once succeeded",
+        "one worker: model, capacity, trouble, drain, suspect; or successor",
+    ),
     Key("held:<worker>", "set", "none", "the jobs that a worker runs"),
     Key("names", "hash", "none", "a worker's name -> its latest incarnation"),
     Key("models", "hash", "none", "a model's name -> its context, fingerprint and tokenizer as JSON"),
     Key("beat", "string", "none", "when a worker or keeper last reached the server"),
     Key("grace", "string", "none", "until when no lease ends, after the server was silent"),
     Key("leader", "string", "keeper.lock_s", "the leading keeper"),
+    Key("mark", "string", "none", "written last by calls that wait for the disk or for replicas"),
     Key("full", "string", "5 s", "present while memory is short, so that new jobs are refused"),
     Key("wake", "list", "none", "holds one item when the keeper has something to do"),
     Key("events", "stream", "10,000 entries", "jobs that got tokens or ended: id, tokens, state"),
@@ -65,6 +82,11 @@ WORKERS = PREFIX + "workers"
 NAMES = PREFIX + "names"
 TOTALS = PREFIX + "totals"
 WEIGHTS = PREFIX + "weights"
+LIMITS = PREFIX + "limits"
+WAITING_JOBS = PREFIX + "waiting_jobs"
+WAITING_TOKENS = PREFIX + "waiting_tokens"
+API_KEYS = PREFIX + "keys"
+API_KEYS_USED = PREFIX + "keys_used"
 UNDELIVERED = PREFIX + "undelivered"
 LEADER = PREFIX + "leader"
 FINISHED = PREFIX + "finished"
@@ -94,6 +116,21 @@ def worker(worker_id: str) -> str:
 def held(worker_id: str) -> str:
     """The key of the set of jobs that a worker runs."""
     return f"{PREFIX}held:{worker_id}"
+
+
+def jobs(tenant: str) -> str:
+    """The key of the list of a tenant's jobs."""
+    return f"{PREFIX}jobs:{tenant}"
+
+
+def usage(tenant: str, day: str) -> str:
+    """The key of what a tenant used on a day, as 2026-11-23."""
+    return f"{PREFIX}usage:{tenant}:{day}"
+
+
+def used(day: str) -> str:
+    """The key of the tenants that used something on a day."""
+    return f"{PREFIX}used:{day}"
 
 
 def counts(model: str) -> str:

@@ -39,6 +39,6 @@ def setup(settings: LogsSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level)
-    # Celery's own lines say what ours say already; its warnings and errors stay.
-    for noisy in ("celery", "kombu", "amqp"):
+    # Their own lines say what ours say already, or nothing; their warnings and errors stay.
+    for noisy in ("celery", "kombu", "amqp", "uvicorn"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.level)))

@@ -46,29 +46,51 @@ def values_of_body(body: Mapping[str, object], defaults: Mapping[str, object] | 
     return values
 
 
-def completion_body(jobs: Sequence[JobView], model: str | None = None) -> dict[str, Any]:
-    """A completion object with one choice per job that succeeded. model: how the caller named it."""
+def completion_body(
+    jobs: Sequence[JobView], model: str | None = None, *, samples: int | None = None, echoes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A completion object with one choice per job that succeeded.
+
+    model: how the caller named it. samples: choices of one prompt, which stand together; all unless given.
+    echoes: the prompt of each choice, to stand before its text.
+    """
     first = jobs[0]
-    prompt_tokens = first.usage.prompt_tokens
-    completion_tokens = sum(job.usage.completion_tokens for job in jobs)
+    choices = [_choice(index, job) for index, job in enumerate(jobs)]
+    for choice, echo in zip(choices, echoes, strict=False):
+        choice["text"] = echo + choice["text"]
     return {
-        "id": f"cmpl-{first.id}",
+        "id": completion_id(first.id),
         "object": "text_completion",
         "created": int(first.created_at),
         "model": model or first.model,
-        "choices": [_choice(index, job) for index, job in enumerate(jobs)],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            "resumed_tokens": sum(job.usage.resumed_tokens for job in jobs),
-        },
+        "choices": choices,
+        "usage": usage_body(jobs, samples or len(jobs)),
     }
 
 
-def logprobs_body(tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
-    """The logprobs of a choice. Alternatives are named by their ids, as ``token_id:17``: not all are text."""
-    offsets, at = [], 0
+def completion_id(job_id: str) -> str:
+    """A completion's id, from its first job's."""
+    return f"cmpl-{job_id}"
+
+
+def usage_body(jobs: Sequence[JobView], samples: int) -> dict[str, int]:
+    """What the choices took together; a prompt counts once for all of its samples, which stand together."""
+    prompt_tokens = sum(job.usage.prompt_tokens for job in jobs[::samples])
+    completion_tokens = sum(job.usage.completion_tokens for job in jobs)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "resumed_tokens": sum(job.usage.resumed_tokens for job in jobs),
+    }
+
+
+def logprobs_body(tokens: Sequence[TokenLogprobs], at: int = 0) -> dict[str, Any]:
+    """The logprobs of a choice, or of a part that begins ``at`` so many characters.
+
+    Alternatives are named by their ids, as ``token_id:17``: not all are text.
+    """
+    offsets = []
     for token in tokens:
         offsets.append(at)
         at += len(token.text)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from farm.contracts import Priority, Request, model_name, parse_request
 from farm.errors import InvalidRequest, PromptTooLong
@@ -56,6 +56,11 @@ class PromptCheck:
         self._jobs = jobs
         self._known: dict[str, tuple[float, ModelFacts | None]] = {}
         self._lock = threading.Lock()
+
+    def known(self, model: str | None) -> ModelFacts | None:
+        """What was learnt of a model a moment ago, without asking; None when it is time to ask."""
+        known = self._known.get(model_name(model or self._jobs.settings.model.id))
+        return known[1] if known is not None and known[0] > time.monotonic() else None
 
     def facts(self, model: str | None) -> ModelFacts | None:
         """What is known of a model, None before any worker has served it. Raises InvalidRequest if nobody serves it."""
@@ -147,23 +152,35 @@ def check_length(request: Request, facts: ModelFacts | None) -> None:
             f"{request.max_tokens:,} leaves no room for a prompt in {facts.context:,}, the model's context; "
             f"give at most {facts.context - 1:,}",
         )
-    # A byte-level vocabulary gives at most one token per byte.
-    if len(prompt) * MAX_BYTES_PER_CHAR <= room or len(prompt.encode()) <= room:
+    if not needs_counting(request, facts):
         return
     tokens = count_tokens(prompt, facts.tokenizer)
     if tokens is not None and tokens > room:
         raise PromptTooLong.of(tokens, request.max_tokens, facts.context)
 
 
+def needs_counting(request: Request, facts: ModelFacts) -> bool:
+    """Whether only a tokenizer can tell if a text fits, which takes milliseconds, and a second to load it."""
+    prompt, room = request.prompt, facts.context - request.max_tokens
+    if isinstance(prompt, list):
+        return False
+    # A byte-level vocabulary gives at most one token per byte.
+    return len(prompt) * MAX_BYTES_PER_CHAR > room and len(prompt.encode()) > room
+
+
 def count_tokens(text: str, tokenizer: str) -> int | None:
     """Tokens in a text by a tokenizer.json (its path, or its folder's); None if it can't be used here."""
-    path = Path(tokenizer) if tokenizer else None
-    if path is not None and path.is_dir():
-        path = path / "tokenizer.json"
-    if path is None or not path.is_file():
+    loaded = _loaded(tokenizer)
+    return None if loaded is None else len(loaded.encode(text, add_special_tokens=False).ids)
+
+
+def decode_tokens(ids: Sequence[int], tokenizer: str) -> str | None:
+    """The text of token ids, special ones included; None if the tokenizer can't be used here."""
+    loaded = _loaded(tokenizer)
+    if loaded is None:
         return None
-    encode = _encoder(str(path), path.stat().st_mtime_ns)
-    return None if encode is None else encode(text)
+    text: str = loaded.decode(list(ids), skip_special_tokens=False)
+    return text
 
 
 def fan_out(request: Request, n: int) -> list[Request]:
@@ -200,9 +217,19 @@ def _values_of(prompt: Prompt, common: Mapping[str, object]) -> dict[str, object
     return {**common, "prompt": list(prompt)}
 
 
+def _loaded(tokenizer: str) -> Any:
+    """A tokenizers.Tokenizer from its path or its folder's, or None."""
+    path = Path(tokenizer) if tokenizer else None
+    if path is not None and path.is_dir():
+        path = path / "tokenizer.json"
+    if path is None or not path.is_file():
+        return None
+    return _tokenizer(str(path), path.stat().st_mtime_ns)
+
+
 @lru_cache(maxsize=8)
-def _encoder(path: str, modified_ns: int) -> Callable[[str], int] | None:
-    """A counter of tokens; ``modified_ns`` makes a changed file a new entry. None without the tokenizers package."""
+def _tokenizer(path: str, modified_ns: int) -> Any:
+    """``modified_ns`` makes a changed file a new entry. None without the tokenizers package."""
     del modified_ns
     try:
         tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(path)
@@ -212,8 +239,4 @@ def _encoder(path: str, modified_ns: int) -> Callable[[str], int] | None:
         return None
     except Exception:  # tokenizers raises bare Exception for a malformed file; the worker will say so
         return None
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    return count
+    return tokenizer

@@ -122,6 +122,9 @@ class JobView:
     logprobs: list[TokenLogprobs] | None = None
     position: int | None = None
     eta_s: float | None = None
+    least_tokens: int = 0
+    most_tokens: int = 0
+    """How many tokens its request asks for."""
     losses: int = 0
     claimed_at: float | None = None
 

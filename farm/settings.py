@@ -35,13 +35,23 @@ def _names(value: object) -> object:
 
 class RedisSettings(_Group):
     url: SecretStr | None = None
-    """The ledger's server (redis://, rediss://, unix://). Unset: the local farm that is running."""
+    """The ledger's server: redis://, rediss:// or unix://, or whichever its Sentinels call the master:
+    redis+sentinel://host:26379,host:26379/service (docs/redis.md). Unset: the local farm that is running."""
     timeout_s: float = Field(2.0, gt=0, le=60)
-    """How long one answer may take. Short, so that a stalled server is noticed before a lease ends."""
+    """How long one call may take in all: connecting, asking and, after a broken connection, asking again. Short, so
+    that a stalled server is noticed before a lease ends."""
     retries: int = Field(1, ge=0, le=10)
     """How often a command is sent again after a broken connection. Every script may safely run twice."""
     durability: Literal["none", "fsync"] = "none"
     """fsync: submit and finish return after the server's append-only file is on disk (wants appendfsync always)."""
+    wait_replicas: int = Field(0, ge=0, le=100)
+    """How many replicas must have a write before submit and finish return, so that a failover loses nothing. 0: none,
+    and a failover may lose what was accepted in the moment before."""
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether submit and finish wait for more than the server's answer."""
+        return self.durability == "fsync" or self.wait_replicas > 0
 
 
 class BrokerSettings(_Group):
@@ -64,7 +74,8 @@ class LeaseSettings(_Group):
     lease_s: float = Field(10.0, gt=0)
     """How long a job stays with a worker that falls silent. Ten flushes may be lost before it moves."""
     flush_s: float = Field(0.1, gt=0)
-    """How often a worker writes tokens and renews its leases. Each flush is one call for all its jobs."""
+    """How long a token may wait until it is written: the engine gathers some, then the worker writes all jobs' tokens
+    and renews their leases with one call. What a kill costs at the most."""
 
 
 class KeeperSettings(_Group):
@@ -139,10 +150,19 @@ class EngineSettings(_Group):
     """An engine that has work and finishes no step for this long is killed and started again."""
     load_timeout_s: float = Field(1800.0, gt=0)
     """An engine that has not loaded its model by then is killed and started again."""
+    max_deaths: int = Field(5, ge=1)
+    """After so many deaths in a row, without a job's token in between, the worker calls its engine failing. More than
+    KEEPER__MAX_STRIKES: one prompt that kills engines is no engine that is broken."""
+    respawn_cap_s: float = Field(30.0, gt=0)
+    """The longest wait before a dead engine is started again. The first is a quarter of a second, each further one
+    twice as long."""
     synthetic_step_s: float = Field(0.0, ge=0)
     """How long a step of the synthetic engine takes."""
+    synthetic_faults: list[str] = []
+    """What the synthetic engine does to prompts that hold a word, for tests: WORD=die@K, WORD=die+K or WORD=fail*N, as
+    ``workers.engine.faults`` explains, with commas between them."""
 
-    @field_validator("devices", mode="before")
+    @field_validator("devices", "synthetic_faults", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return _names(value)
@@ -168,6 +188,16 @@ class LimitsSettings(_Group):
     """Share of the server's maxmemory above which new jobs are refused: Celery needs the rest to deliver the others."""
     high_lead_tokens: int = Field(20_000, ge=0)
     """How far priority high lets a tenant run ahead of its fair share; beyond that its jobs count as normal."""
+    requests_per_s: float | None = Field(None, gt=0, le=1e6)
+    """HTTP requests per second of a tenant without a limit of its own; twice as many may come at once. Unset: any."""
+    queued_jobs: int | None = Field(None, ge=1)
+    """Jobs that such a tenant may have queued. Unset: any number, as on a farm without keys."""
+    queued_tokens: int | None = Field(None, ge=1)
+    """Tokens, prompts and max_tokens, that such a tenant may have queued. Unset: any number."""
+    max_queued_jobs: int | None = Field(None, ge=1)
+    """Jobs that all tenants together may have queued. Unset: as many as fit in the server's memory."""
+    usage_days: int = Field(400, ge=1, le=36_500)
+    """How many days the tokens and jobs of each tenant and day are kept; a year and a month to compare with."""
 
 
 class FlowerSettings(_Group):
@@ -177,6 +207,30 @@ class FlowerSettings(_Group):
     """Flower's port; ``farm up`` takes a free one when it is taken."""
     max_tasks: int = Field(10_000, ge=100)
     """How many tasks Flower remembers."""
+
+
+class ApiSettings(_Group):
+    host: str = "127.0.0.1"
+    """Where the REST API listens. Beyond this machine every request needs a key."""
+    port: int = Field(8000, ge=0, le=65535)
+    """The API's port; ``farm up`` takes a free one when it is taken."""
+    processes: int = Field(1, ge=1, le=64)
+    """Processes that answer on the one port. Each takes a core when it is busy."""
+    keys: Literal["auto", "required", "local"] = "auto"
+    """required: no key, no answer. local: without a key a request is the tenant FARM_CLIENT__TENANT's, which only an
+    API on loopback may do. auto: local for a local farm on loopback, else required."""
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30)
+    """The largest request body."""
+    max_head_bytes: int = Field(32 << 10, ge=1024, le=1 << 20)
+    """The largest request line with its headers."""
+    request_s: float = Field(30.0, gt=0)
+    """How long a client may take to send a whole request, or to take what was sent to it."""
+    max_streams: int = Field(4096, ge=1)
+    """Event streams and long polls that one process holds open at once."""
+    heartbeat_s: float = Field(15.0, gt=0)
+    """A stream that has nothing to say says so this often, so that proxies keep it open."""
+    stop_s: float = Field(5.0, gt=0)
+    """How long requests may go on after SIGTERM. Streams and long polls end at once."""
 
 
 class LocalSettings(_Group):
@@ -230,6 +284,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     client: ClientSettings = ClientSettings()
     limits: LimitsSettings = LimitsSettings()
+    api: ApiSettings = ApiSettings()
     flower: FlowerSettings = FlowerSettings()
     local: LocalSettings = LocalSettings()
     logs: LogsSettings = LogsSettings()
@@ -246,6 +301,10 @@ class Settings(BaseSettings):
         _require(keeper.liveness_s < keeper.unclaimed_s, "FARM_KEEPER__UNCLAIMED_S must exceed FARM_KEEPER__LIVENESS_S")
         _require(
             bool(SAFE_NAME.match(self.client.tenant)), "FARM_CLIENT__TENANT: use letters, digits, '.', '_' and '-'"
+        )
+        _require(
+            self.engine.kind == "synthetic" or not self.engine.synthetic_faults,
+            "FARM_ENGINE__SYNTHETIC_FAULTS is for FARM_ENGINE__KIND=synthetic alone",
         )
         try:
             model_name(self.model.id)

@@ -71,6 +71,11 @@ class Up:
         """What leads other commands to it."""
         return {"LOCAL__STATE_DIR": self.state_dir}
 
+    @property
+    def url(self) -> str:
+        """Its server, password and all, as the note in its folder has it."""
+        return str(json.loads((self.state_dir / "farm.json").read_text())["redis_url"])
+
     def next(self) -> dict[str, Any]:
         """The next event. Waits for it."""
         assert self.process.stdout is not None

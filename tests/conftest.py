@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,11 +46,16 @@ def wait_until(condition: Callable[[], object], *, why: str, timeout_s: float = 
         pause.wait(0.01)
 
 
-def tool(name: str, package: str) -> Path:
-    """Where a program is. Without it the test skips at home, saying what to install, and fails in CI."""
-    found = shutil.which(name)
+def tool(name: str, package: str, *, of: str = "Debian's package") -> Path:
+    """Where a program is: beside Python, in a virtual environment of its own in there, or on the path.
+
+    Without it the test skips at home, saying what to install, and fails in CI.
+    """
+    beside = Path(sys.executable).parent
+    places = [str(beside), str(beside.parent / name / "bin"), os.environ.get("PATH", "")]
+    found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
-        missing = f"{name} is missing: install Debian's package {package}"
+        missing = f"{name} is missing: install {of} {package}"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     return Path(found)
 

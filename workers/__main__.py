@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from importlib import import_module
@@ -15,6 +16,10 @@ from workers.exits import EXIT_REFUSED
 
 def main() -> None:
     """Run until terminated. Exits with 78 when settings or model are refused."""
+    # Until the worker has handlers of its own there is nothing to hand back. As a container's first process it would
+    # not be ended without one.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     # Celery warns root of pickled messages; here only JSON is read.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     try:

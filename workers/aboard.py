@@ -38,6 +38,8 @@ class Aboard:
     prompt_tokens: int = 0
     final: Finished | Failed | None = None
     ending: Ending | None = None
+    life: object = None
+    """Which life of the engine runs it."""
     settled: threading.Event = field(default_factory=threading.Event)
 
     @classmethod

@@ -6,7 +6,6 @@ The entry point: the one module that reads the environment at import, because Ce
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -20,6 +19,7 @@ from farm.settings import Settings, load_settings
 from workers import kombu_mend, redaction, tasks
 from workers.exits import EXIT_REFUSED
 from workers.host import Host
+from workers.stopping import Stopping
 
 
 def build(settings: Settings) -> tuple[Celery, Host]:
@@ -34,14 +34,6 @@ def build(settings: Settings) -> tuple[Celery, Host]:
     plain_revoke = control.Panel.data["revoke"]
 
     # Celery keeps weak references to receivers unless told otherwise.
-    @signals.worker_shutting_down.connect(weak=False)
-    def _drain(**_: Any) -> None:
-        # In threads: this runs inside a signal handler. Celery itself may wait for a silent server without end.
-        threading.Thread(target=host.drain, name="drain", daemon=True).start()
-        hurry = threading.Timer(settings.worker.drain_s, host.exit_now)
-        hurry.daemon = True
-        hurry.start()
-
     @signals.task_revoked.connect(weak=False)
     def _revoked(request: Any, **_: Any) -> None:
         host.cancel([request.id])
@@ -67,7 +59,14 @@ def _step(host: Host) -> type[bootsteps.StartStopStep]:
 
         requires = ("celery.worker.components:Pool",)
 
-        def start(self, _parent: Any) -> None:
+        def start(self, parent: Any) -> None:
+            parent.consumer.may_consume = host.may_consume
+            if host.runner is not None:
+                host.runner.on_open = parent.consumer.look_again
+            stopping = Stopping(host, parent.consumer.look_again)
+            stopping.install()
+            # Celery's own cold way out, by SIGQUIT.
+            signals.worker_shutting_down.connect(lambda **_: stopping.begin(), weak=False)
             try:
                 host.start()
             except ModelRefused as error:

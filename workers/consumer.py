@@ -1,12 +1,16 @@
-"""Celery's consumer, sending task events in groups.
+"""Celery's consumer, sending task events in groups and asking for no message that nobody could work on.
 
 Celery publishes what happened to tasks at the end of every turn of its loop, which is a message or two per job and a
 fifth of the worker's own time. People look at Flower less often than that.
+
+It also takes messages as long as it has threads. While the engine is away they would wait here, and other workers would
+wait for them.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from celery.worker import consumer
@@ -20,9 +24,22 @@ _Consumer: Any = consumer.Consumer
 
 
 class GroupingConsumer(_Consumer):  # type: ignore[misc]
-    """A consumer that publishes buffered events a few times a second."""
+    """A consumer that publishes buffered events a few times a second, and consumes while ``may_consume`` says so."""
 
+    may_consume: Callable[[], bool] = staticmethod(lambda: True)
     _due_at = 0.0
+
+    def on_ready(self) -> None:
+        """Ask ``may_consume`` before each message. Each connection has another channel."""
+        super().on_ready()
+        qos = self.task_consumer.channel.qos
+        has_room = qos.can_consume
+        qos.can_consume = lambda: self.may_consume() and has_room()
+
+    def look_again(self) -> None:
+        """Have the loop look at ``may_consume``, and whether to stop, at once. Called from any thread."""
+        if self.hub:
+            self.hub.call_soon(bool)
 
     def on_send_event_buffered(self) -> None:
         """See that what is buffered is sent soon. Called from task threads too."""

@@ -1,19 +1,16 @@
-"""A file whose age says whether this worker lives: touched while the engine and the keeper make progress.
+"""A file whose age says whether this worker lives: touched while ``/livez`` would say so.
 
-A liveness probe reads its age, which costs milliseconds; asking Celery costs half a second of CPU.
+A liveness probe reads its age, which costs milliseconds and needs no port; asking Celery costs half a second of CPU.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import structlog
 
-from farm.settings import Settings
-
-if TYPE_CHECKING:
-    from workers.host import Host
+from workers.health import Health
 
 log = structlog.get_logger(__name__)
 
@@ -23,10 +20,9 @@ INTERVAL_S = 2.0
 class Heartbeat:
     """Touches ``FARM_WORKER__HEARTBEAT_FILE`` every two seconds; does nothing when that is not set."""
 
-    def __init__(self, settings: Settings, host: Host) -> None:
-        self._path = settings.worker.heartbeat_file
-        self._limit_s = settings.engine.watchdog_s
-        self._host = host
+    def __init__(self, path: Path | None, health: Health) -> None:
+        self._path = path
+        self._health = health
         self._stopped = threading.Event()
 
     def start(self) -> None:
@@ -42,8 +38,7 @@ class Heartbeat:
     def _run(self) -> None:
         assert self._path is not None
         while not self._stopped.is_set():
-            runner = self._host.runner
-            if runner is None or runner.silent_s < self._limit_s:
+            if not self._health.why_dead():
                 try:
                     self._path.touch()
                 except OSError as error:

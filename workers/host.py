@@ -19,8 +19,10 @@ from farm.ledger.attempts import Attempts
 from farm.ledger.jobs import Jobs
 from farm.ledger.upkeep import Upkeep
 from farm.settings import Settings
-from workers import metrics
+from workers import telemetry
+from workers.beat import Beat
 from workers.exits import EXIT_REFUSED
+from workers.health import Health
 from workers.heartbeat import Heartbeat
 from workers.keeper import Keeper
 from workers.runner import Runner
@@ -42,25 +44,43 @@ class Host:
         self.jobs = Jobs(settings)
         self.attempts = Attempts(self.jobs, f"{name}.{secrets.token_hex(4)}")
         self.keeper = Keeper(settings, app, Upkeep(self.jobs))
-        self.heartbeat = Heartbeat(settings, self)
+        self.health = Health(settings, self)
+        self.heartbeat = Heartbeat(settings.worker.heartbeat_file, self.health)
         self.runner: Runner | None = None
         if settings.worker.role == "model":
             self.runner = Runner(settings, self.attempts, name, self._refused)
+        self.beat = self.runner.beat if self.runner else Beat(self._beat, lambda: settings.keeper.liveness_s / 3)
+        self._is_registered = False
+        self._draining = threading.Event()
         self._stopped = threading.Event()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the farm knows this worker, so that it takes messages."""
+        return self.runner.is_open if self.runner is not None else self._is_registered
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._draining.is_set()
+
+    def may_consume(self) -> bool:
+        """Whether Celery may ask the broker for messages: none that would wait here while others could take them."""
+        return not self.is_stopping and (self.runner is None or self.runner.is_open)
 
     def start(self) -> None:
         """Load the model, then take part. Raises ModelRefused."""
+        telemetry.serve(self.settings.telemetry, self.health, self.runner)
+        self.heartbeat.start()
         if self.runner is not None:
-            metrics.serve(self.settings.telemetry, self.runner)
             self.runner.start()
         else:
-            threading.Thread(target=self._beat_without_engine, name="beat", daemon=True).start()
+            self.beat.start()
         self.keeper.start()
-        self.heartbeat.start()
         log.info("worker_started", worker=self.attempts.worker, role=self.settings.worker.role)
 
     def drain(self) -> None:
         """Hand all jobs back, so that the task threads end and Celery can stop."""
+        self._draining.set()
         if self.runner is not None:
             self.runner.drain()
 
@@ -70,6 +90,7 @@ class Host:
         self._stopped.set()
         self.heartbeat.stop()
         self.keeper.stop()
+        self.beat.stop()
         if self.runner is not None:
             self.runner.stop()
         try:
@@ -77,12 +98,14 @@ class Host:
         except ServerUnreachable:
             log.debug("left_without_server")
 
-    def exit_now(self) -> None:
-        """End the process, whatever still waits for the server. Leases and nonces make that safe."""
-        log.warning("left_in_haste", drain_s=self.settings.worker.drain_s)
+    def exit_now(self, code: int, wait_s: float = 0.0) -> None:
+        """End the process once all was handed back or ``wait_s`` have passed. Leases and nonces make that safe."""
         if self.runner is not None:
+            self.runner.drained.wait(wait_s)
+            log.warning("left_in_haste", handed_back=self.runner.drained.is_set())
             self.runner.stop()
-        os._exit(0)
+        self.heartbeat.stop()
+        os._exit(code)
 
     def pause(self, seconds: float) -> None:
         """Wait, or return early when the worker stops."""
@@ -107,14 +130,8 @@ class Host:
         log.error("model_refused", error=message)
         setattr(celery_state, "should_stop", EXIT_REFUSED)  # noqa: B010 (its stub says that it is always None)
 
-    def _beat_without_engine(self) -> None:
-        known = False
-        while not self._stopped.wait(self.settings.keeper.liveness_s / 3 if known else 0):
-            try:
-                if not known:
-                    self.attempts.register(self.name, "", 0, "system", None)
-                known, _ = self.attempts.progress([], 0)
-            except ServerUnreachable as error:
-                log.warning("server_unreachable", error=str(error))
-                known = True
-                self._stopped.wait(1.0)
+    def _beat(self) -> None:
+        """Show that a worker without an engine lives."""
+        if not self._is_registered:
+            self.attempts.register(self.name, "", 0, "system", None)
+        self._is_registered, _ = self.attempts.progress([], 0)

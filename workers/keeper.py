@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
 
 from farm.broker import TASK, queue_of
 from farm.errors import ServerUnreachable
@@ -33,11 +33,16 @@ class Keeper:
         self._upkeep = upkeep
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
-        self.looked_at = time.monotonic()
+        self._looked_at = time.monotonic()
         self._weighed_at = 0.0
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it last came round, leading or not; 0 while it is not running."""
+        return time.monotonic() - self._looked_at if self._thread.is_alive() else 0.0
 
     def stop(self) -> None:
         """Stop looking and leave the lead to another."""
@@ -54,6 +59,7 @@ class Keeper:
         keeper = self._settings.keeper
         wait_s, kept_at = 0.1, 0.0
         while not self._stopped.is_set():
+            self._looked_at = time.monotonic()
             try:
                 if time.monotonic() - kept_at >= keeper.tick_s:
                     kept_at = time.monotonic()
@@ -61,11 +67,10 @@ class Keeper:
                         self._stopped.wait(keeper.lock_s / 2)
                         continue
                 self._dispatch()
-                self.looked_at = time.monotonic()
                 wait_s = 0.1
                 self._stopped.wait(keeper.debounce_s)
                 self._upkeep.wait(keeper.tick_s)
-            except (ServerUnreachable, OperationalError) as error:
+            except (ServerUnreachable, OperationalError, BatchPublishError) as error:
                 log.warning("keeper_waits_for_server", error=str(error), wait_s=wait_s)
                 self._stopped.wait(wait_s)
                 wait_s = min(2.0, 2 * wait_s)

@@ -8,15 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import structlog
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from farm.settings import TelemetrySettings
-from workers.runner import Runner
-
-log = structlog.get_logger(__name__)
+from workers.lives import Lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +41,20 @@ _FAMILIES = (
 class EngineCollector(Collector):
     """The engine's last report as metrics."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, lives: Lives) -> None:
+        self._lives = lives
 
     def collect(self) -> Iterator[Metric]:
         """One sample per metric; zeros before the first report."""
-        report = self._runner.last_report
+        report = self._lives.last_report
         for family in _FAMILIES:
             owner = report if hasattr(report, family.source) else report.stats
             value = float(getattr(owner, family.source))
             kind = CounterMetricFamily if family.is_counter else GaugeMetricFamily
             yield kind(family.name, family.help, value=value)
-
-
-def serve(settings: TelemetrySettings, runner: Runner) -> None:
-    """Answer scrapes at ``FARM_TELEMETRY__PORT`` if that is set. A port that can't be had fails no worker."""
-    if settings.port is None:
-        return
-    registry = CollectorRegistry()
-    registry.register(EngineCollector(runner))
-    try:
-        start_http_server(settings.port, addr=settings.host, registry=registry)
-    except OSError as error:
-        log.warning("metrics_not_served", host=settings.host, port=settings.port, error=str(error))
-        return
-    log.info("metrics_served", url=f"http://{settings.host}:{settings.port}/metrics")
+        tokens = CounterMetricFamily("farm_tokens", "Tokens that the engine computed.", labels=["kind"])
+        tokens.add_metric(["prefilled"], report.stats.prefilled_tokens)
+        tokens.add_metric(["generated"], report.stats.generated_tokens)
+        yield tokens
+        restarts = self._lives.total_deaths
+        yield CounterMetricFamily("farm_engine_restarts", "Engines that died or hung.", value=restarts)

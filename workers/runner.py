@@ -8,7 +8,6 @@ the ledger, a drain, the engine's death) settles it; the task thread then writes
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -17,20 +16,24 @@ from typing import TypeVar
 import structlog
 
 from farm.contracts import JobState
-from farm.errors import EngineLost, ModelRefused, ServerUnreachable
+from farm.errors import ServerUnreachable
 from farm.ledger.attempts import ENTRIES_PER_CALL, Attempts, Claim, Kept, Outcome, ReleaseKind
 from farm.ledger.jobs import ModelFacts, entry
 from farm.results import JobError
 from farm.settings import Settings
 from workers.aboard import Aboard, Ending, order
-from workers.engine.protocol import Admitted, Cancel, Emitted, Failed, Ready, Report
+from workers.backoff import jittered_s
+from workers.beat import Beat
+from workers.deck import Deck
+from workers.engine.protocol import GATHER_S, Admitted, Cancel, Emitted, Failed, Finished, Ready, Report
 from workers.engine_process import EngineProcess
+from workers.lives import Lives
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-RESPAWN_CAP_S = 30.0
 RETRY_CAP_S = 2.0
+HALT_S = 1.0  # how long a drain waits for the step that the engine is in
 
 
 class Runner:
@@ -40,49 +43,60 @@ class Runner:
         self._settings = settings
         self._attempts = attempts
         self._name = name
-        self._on_refused = on_refused
+        self._deck = Deck()
         self._lock = threading.Lock()
-        # By nonce, which is also the engine's name for it: what an earlier attempt left in the pipe is nobody's.
-        self._aboard: dict[str, Aboard] = {}
-        self._engine: EngineProcess | None = None
+        # What the ledger is told of our capacity must not be overtaken by what was true before.
+        self._telling = threading.Lock()
         self._ready: Ready | None = None
-        self._can_run = threading.Event()
+        self._is_registered = threading.Event()
         self._draining = threading.Event()
         self._drain_lock = threading.Lock()
-        self._has_drained = False
         self._give_up_at = math.inf
         self._stopped = threading.Event()
-        self._deaths = 0
-        self.last_report = Report(0, 0, 0, [])
+        self.drained = threading.Event()
+        """Set once all jobs were handed back, or can't be."""
+        self.on_open: Callable[[], None] = lambda: None
+        """Called whenever jobs are taken again."""
+        self.beat = Beat(self._flush, self._interval_s)
+        self.lives = Lives(
+            settings.engine,
+            on_report=self._on_report,
+            on_ready=self._on_ready,
+            on_lost=self._on_lost,
+            on_refused=on_refused,
+        )
 
     def start(self) -> None:
         """Load the model, make the worker known, start the beat. Raises ModelRefused; retries a dying engine."""
-        self._launch()
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        self.beat.start()
+        self.lives.start()
 
     def run(self, claim: Claim) -> Ending:
         """Generate for a claimed job and return how it ended. Blocks; the lease is kept meanwhile."""
         running = Aboard.of(claim)
-        with self._lock:
-            engine = self._engine if self._can_run.is_set() and not self._draining.is_set() else None
-            if engine is not None:
-                self._aboard[claim.nonce] = running
-        if engine is None:
-            reason = "drain" if self._draining.is_set() else "engine_starting"
-            self._patiently(lambda: self._attempts.release([(claim.id, claim.nonce)], "drain", reason))
-            return Ending(JobState.QUEUED, reason)
-        engine.send(order(claim))
-        running.settled.wait()
         try:
+            engine = self._deck.board(running, lambda: None if self._draining.is_set() else self.lives.serving)
+            if engine is not None:
+                engine.send(order(claim))
+                self.beat.wake()
+            elif not running.settled.is_set():
+                return self._send_back(claim)
+            running.settled.wait()
             return running.ending or self._conclude(running)
         finally:
-            with self._lock:
-                self._aboard.pop(claim.nonce, None)
+            self._deck.leave(running)
+            if claim.proof:
+                self.on_open()
 
-    def wait_until_ready(self) -> None:
-        """Block until the engine can take a job or the worker drains."""
-        while not self._can_run.wait(0.2) and not self._draining.is_set():
-            pass
+    @property
+    def is_open(self) -> bool:
+        """Whether jobs are taken now."""
+        return self._is_registered.is_set() and not self._draining.is_set() and not self._deck.is_on_trial
+
+    def wait_until_open(self) -> None:
+        """Block until jobs are taken, or it is plain that none will be soon: the ledger then refuses the claim."""
+        while not self.is_open and not self._draining.is_set() and not self.lives.is_failing:
+            self._draining.wait(0.05)
 
     def drain(self) -> None:
         """Take no more, write what there is, hand every job back. Other workers go on from the last token.
@@ -91,101 +105,81 @@ class Runner:
         """
         self._draining.set()
         with self._drain_lock:
-            if self._has_drained:
+            if self.drained.is_set():
                 return
-            self._has_drained = True
-            self._give_up_at = time.monotonic() + self._settings.worker.drain_s
-            if not self._can_run.is_set() and self._engine is not None:
-                self._engine.kill()
-            try:
-                self._flush()
-            except ServerUnreachable as error:
-                log.warning("drained_without_server", error=str(error))
+            drain_s = self._settings.worker.drain_s
+            self._give_up_at = time.monotonic() + drain_s
+            self.lives.cease()
+            engine = self.lives.serving
+            if engine is not None and not engine.halt(min(HALT_S, drain_s / 4)):
+                log.warning("drained_without_engine", limit_s=min(HALT_S, drain_s / 4))
+            self._try_flush()
             self._hand_back(self._interrupt(Ending(JobState.QUEUED, "drain")), "drain", "drain")
+            self.drained.set()
 
     def stop(self) -> None:
         """End the engine and the beat, after ``drain``."""
         self._stopped.set()
-        self._can_run.clear()
-        if self._engine is not None:
-            self._engine.kill()
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the engine last showed progress; 0 while there is none to show it."""
-        engine = self._engine
-        return engine.silent_s if engine is not None and self._can_run.is_set() else 0.0
+        self.beat.stop()
+        self.lives.end()
 
     @property
     def capacity(self) -> int:
         """How many jobs the worker may hold now."""
-        return self._ready.slots if self._ready and self._can_run.is_set() and not self._draining.is_set() else 0
+        if self._ready is None or self.lives.serving is None or self._draining.is_set():
+            return 0
+        return max(1, len(self._deck)) if self._deck.is_on_trial else self._ready.slots
 
-    def _launch(self) -> None:
-        """Bring up an engine, however many deaths it takes, unless the worker drains. Raises ModelRefused."""
-        while not self._draining.is_set():
-            engine = EngineProcess(self._settings.engine, self._on_report, self._on_engine_lost)
-            self._engine = engine
-            try:
-                ready = engine.start()
-            except EngineLost as error:
-                if self._draining.is_set():
-                    return
-                self._deaths += 1
-                log.warning("engine_start_failed", error=str(error), deaths=self._deaths)
-                self._draining.wait(min(RESPAWN_CAP_S, 0.5 * 2 ** min(self._deaths, 10)))
-                continue
-            with self._lock:
-                self._ready = ready
-                self._can_run.set()
-            facts = {"kernels": ready.kernels, "slots": ready.slots, "load_s": round(ready.load_s, 2)}
-            log.info("engine_ready", model=self._settings.model.name, **facts)
-            try:
-                self._patiently(self._register)
-            except ServerUnreachable:
-                log.warning("stopped_before_registering")
+    @property
+    def trouble(self) -> str:
+        """Why no jobs are taken, for people; empty while they are."""
+        return "draining" if self._draining.is_set() else self.lives.trouble
+
+    def _on_ready(self, engine: EngineProcess, ready: Ready) -> None:
+        self._ready = ready
+        try:
+            self._patiently(self._register)
+        except ServerUnreachable:
+            log.warning("stopped_before_registering")
             return
+        with self._lock:
+            if self.lives.serving is engine:
+                self._is_registered.set()
+        self.on_open()
 
     def _register(self) -> None:
-        ready = self._ready
-        assert ready is not None
-        model = self._settings.model.name
-        facts = ModelFacts(model, ready.context, ready.vocab, ready.fingerprint, ready.tokenizer)
-        taken = self._attempts.register(self._name, model, self.capacity, "model", facts)
+        """Make the worker known; with facts about its model once one was loaded."""
+        model, facts = self._settings.model.name, None
+        if self._ready is not None:
+            ready = self._ready
+            facts = ModelFacts(model, ready.context, ready.vocab, ready.fingerprint, ready.tokenizer)
+        with self._telling:
+            taken = self._attempts.register(self._name, model, self.capacity, "model", facts)
         if taken:
             log.info("jobs_of_previous_life_queued_again", jobs=taken)
 
     def _on_report(self, report: Report) -> None:
-        self.last_report = report
         for event in report.events:
-            running = self._aboard.get(event.id)
+            running = self._deck.get(event.id)
             if running is None or running.settled.is_set():
                 continue
             if isinstance(event, Emitted):
-                self._deaths = 0
+                self.lives.gave_token()
                 running.entries += [entry(t.id, t.text, t.logprob, t.top) for t in event.tokens]
             elif isinstance(event, Admitted):
                 running.prompt_tokens = event.prompt_tokens
             else:
+                if isinstance(event, Finished):
+                    self.lives.gave_token()
                 running.settle(final=event)
 
-    def _on_engine_lost(self, reason: str) -> None:
+    def _on_lost(self, engine: EngineProcess, reason: str) -> None:
+        """Hand back the jobs of an engine that is gone. The next one may be up before the server answers."""
         with self._lock:
-            self._can_run.clear()
-        self.last_report = Report(0, 0, 0, [])
-        if self._draining.is_set():
-            return
-        self._deaths += 1
-        try:
-            self._flush()
-        except ServerUnreachable as error:
-            log.warning("engine_lost_without_server", error=str(error))
-        except Exception:
-            log.exception("flush_failed")
-        # First, so that nothing which the next engine takes is handed back with what this one had.
-        held = self._interrupt(Ending(JobState.QUEUED, reason))
-        threading.Thread(target=self._relaunch, name="engine-relaunch", daemon=True).start()
-        self._hand_back(held, "lost", reason)
+            if self.lives.serving is None:
+                self._is_registered.clear()
+        self._try_flush()
+        self._hand_back(self._interrupt(Ending(JobState.QUEUED, reason), engine), "lost", reason)
 
     def _hand_back(self, held: list[tuple[str, str]], kind: ReleaseKind, reason: str) -> None:
         """Release jobs until the server has answered; else their leases end."""
@@ -195,53 +189,56 @@ class Runner:
         except ServerUnreachable as error:
             log.warning("not_handed_back", jobs=len(held), reason=reason, error=str(error))
 
-    def _relaunch(self) -> None:
-        self._draining.wait(min(RESPAWN_CAP_S, 0.25 * 2 ** min(self._deaths - 1, 10)))
-        try:
-            self._launch()
-        except ModelRefused as error:
-            self._on_refused(str(error))
-
-    def _interrupt(self, ending: Ending) -> list[tuple[str, str]]:
-        """Settle every job that the engine has not ended. Returns (id, nonce) of each."""
-        with self._lock:
-            aboard = [running for running in self._aboard.values() if not running.settled.is_set()]
+    def _interrupt(self, ending: Ending, life: EngineProcess | None = None) -> list[tuple[str, str]]:
+        """Settle every job that the engine has not ended, or those of one life. Returns (id, nonce) of each."""
+        aboard = [running for running in self._deck.all() if not running.settled.is_set()]
+        aboard = [running for running in aboard if life is None or running.life is life]
         for running in aboard:
-            if self._engine is not None:
-                self._engine.send(Cancel(running.claim.nonce))
             running.settle(ending=ending)
         return [(running.claim.id, running.claim.nonce) for running in aboard]
 
-    def _beat(self) -> None:
-        """Flush at every interval while jobs run, and show life while none do."""
-        idle_s = self._settings.keeper.liveness_s / 3
-        is_silent = False
-        while not self._stopped.wait(self._settings.lease.flush_s if self._aboard else min(idle_s, 0.5)):
-            try:
-                self._flush()
-                is_silent = False
-            except ServerUnreachable as error:
-                if not is_silent:
-                    log.warning("server_unreachable", error=str(error))
-                is_silent = True
-            except Exception:
-                log.exception("beat_failed")
+    def _interval_s(self) -> float:
+        """Between two flushes: a token waits for the engine to report it first, and ``flush_s`` in all."""
+        if not self._deck:
+            return min(self._settings.keeper.liveness_s / 3, 0.5)
+        flush_s = self._settings.lease.flush_s
+        return max(flush_s / 2, flush_s - GATHER_S)
+
+    def _try_flush(self) -> None:
+        try:
+            self._flush()
+        except ServerUnreachable as error:
+            log.warning("not_flushed", error=str(error))
+        except Exception:
+            log.exception("flush_failed")
 
     def _flush(self) -> None:
-        with self._lock:
-            aboard = list(self._aboard.values())
-        advances = [running.advance() for running in aboard]
-        known, words = self._attempts.progress(advances, self.capacity, draining=self._draining.is_set())
+        with self._telling:
+            aboard = self._deck.all()
+            advances = [running.advance() for running in aboard]
+            known, words = self._attempts.progress(
+                advances, self.capacity, draining=self._draining.is_set(), trouble=self.trouble
+            )
+        engine = self.lives.serving
         for running, kept in zip(aboard, words, strict=True):
             if kept.word != "lost":
                 running.flushed = kept.tokens
             elif not running.settled.is_set():
                 # Cancelled, expired, or given to another after our lease ended.
-                if self._engine is not None:
-                    self._engine.send(Cancel(running.claim.nonce))
+                if engine is not None:
+                    engine.send(Cancel(running.claim.nonce))
                 running.settle(ending=Ending(None, "lost"))
-        if not known and not self._draining.is_set():
+        if self._deck.end_trial():
+            self.on_open()
+        # One that has never served is made known when it fails, so that people can see why.
+        if not known and not self._draining.is_set() and (self._is_registered.is_set() or self.lives.is_failing):
             self._register()
+
+    def _send_back(self, claim: Claim) -> Ending:
+        """Hand back a job that found no engine. That is nobody's fault."""
+        reason = "drain" if self._draining.is_set() else "engine_starting"
+        self._patiently(lambda: self._attempts.release([(claim.id, claim.nonce)], "drain", reason))
+        return Ending(JobState.QUEUED, reason)
 
     def _conclude(self, running: Aboard) -> Ending:
         """Write the outcome that the engine gave, until the ledger has answered."""
@@ -274,11 +271,9 @@ class Runner:
     def _retry(self, claim: Claim, error: JobError) -> Ending:
         """Hand the job back for another attempt, after a wait drawn with full jitter."""
         keeper = self._settings.keeper
-        longest_s = min(keeper.retry_cap_s, keeper.retry_base_s * 2 ** (claim.attempt - 1))
+        wait_s = jittered_s(claim.retries, keeper.retry_base_s, keeper.retry_cap_s)
         [state] = self._patiently(
-            lambda: self._attempts.release(
-                [(claim.id, claim.nonce)], "retry", error.code, wait_s=random.uniform(0, longest_s), error=error
-            )
+            lambda: self._attempts.release([(claim.id, claim.nonce)], "retry", error.code, wait_s=wait_s, error=error)
         )
         return Ending(state, error.code, error)
 

@@ -8,6 +8,8 @@ and canvas work. Whatever a delivery can't use is dropped with ``Ignore``, which
 from __future__ import annotations
 
 import json
+import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
@@ -16,8 +18,18 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from farm.broker import TASK
 from farm.contracts import JobState, Request, parse_request
-from farm.errors import FarmError, IdempotencyConflict, InvalidRequest, ServerFull, ServerUnreachable
+from farm.errors import (
+    DeadlineUnmeetable,
+    FarmError,
+    IdempotencyConflict,
+    InvalidRequest,
+    QueueFull,
+    QuotaExceeded,
+    ServerFull,
+    ServerUnreachable,
+)
 from farm.ledger.attempts import Claim, Refusal
+from farm.patience import patiently
 from farm.results import JobError, JobView
 from workers.aboard import Ending
 from workers.redaction import PlainResult
@@ -89,8 +101,9 @@ def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object)
     is_plain = not task.request.ignore_result
     if host.runner is None:
         return _stored_outcome(host, task, job_id) if is_plain else _drop("no engine here")
-    host.runner.wait_until_ready()
-    claim = host.attempts.claim(job_id, dispatch)
+    host.runner.wait_until_open()
+    # With one nonce, so that a claim whose answer is lost is not lost itself; after a lease somebody else has it.
+    claim = patiently(partial(host.attempts.claim, job_id, dispatch, secrets.token_hex(8)), host.settings.lease.lease_s)
     if isinstance(claim, Refusal):
         if is_plain and claim.reason == "unknown":
             raise GenerationFailed(f"job_gone: job {job_id[:64]!r} is not known here")
@@ -147,10 +160,10 @@ def _adopt(host: Host, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict
         request = _foreign_request(host, args, kwargs)
         submission = host.jobs.place(request, job_id=task.request.id, plain=plain)
         [is_new] = host.jobs.submit([submission])
-    except (ServerUnreachable, ServerFull) as error:
+    except (ServerUnreachable, ServerFull, QueueFull, QuotaExceeded) as error:
         host.pause(REQUEUE_PAUSE_S)
         raise Reject(error, requeue=True) from error
-    except (InvalidRequest, IdempotencyConflict) as error:
+    except (InvalidRequest, IdempotencyConflict, DeadlineUnmeetable) as error:
         raise GenerationFailed(f"{error.code}: {error}") from None
     if is_new:
         raise Ignore

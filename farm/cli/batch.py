@@ -11,9 +11,10 @@ import typer
 from farm.batch import DEFAULT_WINDOW, BatchReport, run_batch
 from farm.cli.exits import FAILED, INTERRUPTED
 from farm.cli.help import Command, commands, examples
-from farm.cli.options import QUEUEING, Json, Tenant, reachable_settings, request_options
+from farm.cli.options import QUEUEING, Json, Tenant, reachable_settings
 from farm.cli.output import duration, emit, note
 from farm.cli.progress import shown
+from farm.cli.request_options import request_options
 from farm.client import Farm
 from farm.errors import InvalidRequest
 

@@ -28,10 +28,10 @@ _AGE = re.compile(r"^(\d+(?:\.\d+)?)([smhd])$")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 app = commands()
-group = commands(cls=Group, no_args_is_help=True)
-app.add_typer(
-    group,
+group = typer.Typer(
     name="dead",
+    cls=Group,
+    no_args_is_help=True,
     epilog=examples(
         "farm dead list",
         "farm dead show 0192f0c1-…",
@@ -40,6 +40,7 @@ app.add_typer(
         "farm dead purge --all --older-than 7d",
     ),
 )
+app.add_typer(group)
 
 OneModel = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Only those of this model.")]
 OneTenant = Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only those of this tenant.")]

@@ -25,16 +25,12 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A command with subcommands, in the order of their definition, and plain help."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        del ctx
-        return list(self.commands)
+    """A command with commands of its own, and help as plain as theirs."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Subcommands first, then the options."""
+        """The commands first."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str(100)) for name, command in self.commands.items()])
+            formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in self.commands.items()])
         write_options(self, ctx, formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -42,9 +38,9 @@ class Group(TyperGroup):
         write_examples(self.epilog, formatter)
 
 
-def commands(**more: Any) -> typer.Typer:
+def commands() -> typer.Typer:
     """An app for one module's commands."""
-    return typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=CONTEXT, **more)
+    return typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=CONTEXT)
 
 
 def examples(*lines: str) -> str:

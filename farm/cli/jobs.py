@@ -9,8 +9,9 @@ import typer
 
 from farm.cli.exits import FAILED, INTERRUPTED
 from farm.cli.help import Command, commands, examples
-from farm.cli.options import QUEUEING, Json, Tenant, reachable_settings, request_options
+from farm.cli.options import QUEUEING, Json, Tenant, reachable_settings
 from farm.cli.output import duration, emit, note, printable, stdout
+from farm.cli.request_options import request_options
 from farm.client import Farm
 from farm.contracts import JobState, model_name
 from farm.errors import InvalidRequest, JobNotFound, JobNotSucceeded

@@ -14,6 +14,8 @@ from farm.cli.output import duration, emit, stdout, table
 from farm.contracts import PRIORITIES
 from farm.ledger.jobs import Jobs
 from farm.ledger.overview import ModelLoad, Overview, overview
+from farm.local.discover import running_farm
+from farm.settings import Settings
 
 ENDS = ("succeeded", "failed", "cancelled", "expired", "dead")
 app = commands()
@@ -36,14 +38,26 @@ def status(
             emit(view.to_dict()) if as_json else show_job(view)
         else:
             seen = overview(jobs)
-            emit({"server": jobs.where, **seen.to_dict()}) if as_json else _show_farm(seen, jobs.where)
+            api_url = _api_url(jobs.settings)
+            if as_json:
+                emit({"server": jobs.where, "api_url": api_url, **seen.to_dict()})
+            else:
+                _show_farm(seen, jobs.where, api_url)
     finally:
         jobs.client.close()
 
 
-def _show_farm(seen: Overview, where: str) -> None:
+def _api_url(settings: Settings) -> str | None:
+    """Where the local farm's API is, if this is the local farm."""
+    local, url = running_farm(settings), settings.redis.url
+    if local is None or url is None or local["redis_url"] != url.get_secret_value():
+        return None
+    return local.get("api_url")
+
+
+def _show_farm(seen: Overview, where: str, api_url: str | None) -> None:
     out = stdout()
-    out.print(f"[bold]Farm[/bold] at {where}")
+    out.print(f"[bold]Farm[/bold] at {where}" + (f", API {api_url}" if api_url else ""))
     out.print()
     out.print(_loads(seen.models))
     out.print()
@@ -81,6 +95,8 @@ def _workers(seen: Overview) -> object:
             state = Text(f"silent for {duration(worker.silent_s)}", style="red")
         elif worker.is_draining:
             state = Text("draining", style="yellow")
+        elif worker.trouble:
+            state = Text(worker.trouble, style="red" if "failing" in worker.trouble else "yellow")
         else:
             state = Text("alive", style="green")
         is_model = worker.role == "model"

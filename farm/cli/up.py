@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from farm import __version__
+from farm import __version__, rest
 from farm.cli.exits import INTERRUPTED
 from farm.cli.foreground import emit_event, run_stack, say_event, wait_ready
 from farm.cli.help import Command, commands, examples
@@ -30,7 +30,7 @@ app = commands()
         "farm up",
         "farm up --workers 2 --state-dir ./state",
         "FARM_MODEL__ID=bigscience/bloom-7b1 farm up",
-        "FARM_REDIS__URL=redis://host:6379/0 farm up     workers and Flower on a server that runs already",
+        "FARM_REDIS__URL=redis://host:6379/0 farm up     the rest on a server that runs already",
     ),
 )
 def up(
@@ -38,19 +38,22 @@ def up(
         int, typer.Option(min=0, metavar="N", help="How many workers generate; they share the cores.")
     ] = 1,
     state_dir: StateDir = DEFAULT_FOLDER,
+    api: Annotated[bool, typer.Option(help="Answer HTTP requests.")] = True,
     flower: Annotated[bool, typer.Option(help="Show workers and tasks on a web page.")] = True,
     as_json: Json = False,
 ) -> None:
     """Run a farm on this machine until Ctrl-C.
 
-    Starts a Redis server that keeps what it accepts on disk, workers and Flower, and starts again what dies. Other
-    commands on this machine find it by themselves. Ctrl-C lets the workers hand back what they run; the next farm up in
-    the same folder goes on with it. A second Ctrl-C does not wait.
+    Starts a Redis server that keeps what it accepts on disk, workers, the REST API and Flower, and starts again what
+    dies. Other commands on this machine find it by themselves. Ctrl-C lets the workers hand back what
+    they run; the next farm up in the same folder goes on with it. A second Ctrl-C does not wait.
     """
     settings = load_settings(local={"state_dir": state_dir})
+    if api:
+        rest.check_exposure(rest.with_keys(settings).api)
     if flower:
         check_exposure(settings.flower, os.environ)
-    stack = Stack(settings, workers=workers, flower=flower, on_event=emit_event if as_json else say_event)
+    stack = Stack(settings, workers=workers, flower=flower, api=api, on_event=emit_event if as_json else say_event)
     with run_stack(stack):
         if not wait_ready(stack):
             raise typer.Exit(INTERRUPTED)
@@ -72,6 +75,7 @@ def _as_json(stack: Stack) -> dict[str, object]:
     return {
         "event": "ready",
         "redis": address(stack.farm_settings.redis),
+        "api_url": stack.api_url,
         "flower_url": stack.flower_url,
         "workers": stack.worker_names,
         "model": stack.settings.model.name,
@@ -88,6 +92,9 @@ def _show(stack: Stack) -> None:
     shown.show_header = False
     where = "its own server" if stack.settings.redis.url else f"data in {folder.data}"
     shown.add_row("Redis", f"{address(stack.farm_settings.redis)}   [dim]{where}[/dim]")
+    if stack.api_url:
+        keys = "" if rest.with_keys(stack.settings).api.keys == "local" else ", with a key: farm keys create"
+        shown.add_row("API", f"{stack.api_url}   [dim]{stack.api_url}/docs{keys}[/dim]")
     if stack.flower_url:
         shown.add_row("Flower", stack.flower_url)
     names = ", ".join(stack.worker_names) or "none"

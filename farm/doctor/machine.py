@@ -18,6 +18,7 @@ from farm.doctor.checks import Check, size
 from farm.errors import FarmError
 from farm.local.environ import child_environ
 from farm.local.server import find_binary
+from farm.rest import is_installed
 from farm.settings import Settings
 
 PROBE_S = 60.0  # torch loads in seconds, on a cold disk in many
@@ -31,7 +32,10 @@ def check_machine(settings: Settings, running: dict[str, Any] | None) -> Iterato
     if settings.redis.url is None:
         yield check_binary()
     yield check_folder(settings.local.folder)
-    yield check_flower(settings.flower.port, running)
+    found = running or {}
+    yield check_site("api", found.get("api_url"), settings.api.port, is_installed())
+    has_flower = importlib.util.find_spec("flower") is not None
+    yield check_site("flower", found.get("flower_url"), settings.flower.port, has_flower)
     if importlib.util.find_spec("workers") is None or importlib.util.find_spec("torch") is None:
         yield Check(
             "torch", "warn", "not installed: no worker can run on this machine", "pip install 'bloomfarm[worker]'"
@@ -74,20 +78,19 @@ def check_folder(folder: Path) -> Check:
     return Check("state folder", "ok", f"{folder}, {size(free)} free" + ("" if there == folder else ", not made yet"))
 
 
-def check_flower(port: int, running: dict[str, Any] | None) -> Check:
-    """Whether Flower is installed, and where it is or would be."""
-    if running is not None and running.get("flower_url"):
-        return Check("flower", "ok", f"runs at {running['flower_url']}")
-    if importlib.util.find_spec("flower") is None:
-        return Check("flower", "warn", "not installed", "pip install 'bloomfarm[flower]'")
+def check_site(name: str, url: str | None, port: int, is_installed: bool) -> Check:
+    """Whether Flower or the API is installed, and where it is or would be. url: where it runs."""
+    if url:
+        return Check(name, "ok", f"runs at {url}")
+    if not is_installed:
+        return Check(name, "warn", "not installed", f"pip install 'bloomfarm[{name}]'")
     with socket.socket() as probe_socket:
         probe_socket.settimeout(0.5)
         is_taken = port != 0 and probe_socket.connect_ex(("127.0.0.1", port)) == 0
     if is_taken:
-        return Check(
-            "flower", "warn", f"port {port} is taken; farm up takes a free one", "set FARM_FLOWER__PORT to another one"
-        )
-    return Check("flower", "ok", f"installed, port {port} is free")
+        taken = f"port {port} is taken; farm up takes a free one"
+        return Check(name, "warn", taken, f"set FARM_{name.upper()}__PORT to another one")
+    return Check(name, "ok", f"installed, port {port} is free")
 
 
 def check_torch(facts: dict[str, Any]) -> Iterator[Check]:

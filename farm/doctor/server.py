@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from farm.connection import address, connect, our_errors
+from farm.connection import address, connect, is_watched, our_errors
 from farm.contracts import model_name
 from farm.doctor.checks import Check, size
 from farm.errors import FarmError, ServerUnreachable
@@ -47,6 +47,9 @@ def check_server(settings: Settings) -> Iterator[Check]:
         yield Check("server", "ok", f"{where} answers in {took_ms:.1f} ms")
     yield check_version(info)
     yield check_persistence(info, appendfsync, settings.redis.durability)
+    replicas = check_replicas(info, settings.redis.wait_replicas, is_watched(settings.redis))
+    if replicas is not None:
+        yield replicas
     yield check_eviction(info)
     yield check_memory(info)
     yield check_clock(seconds + microseconds / 1e6 - now)
@@ -74,6 +77,13 @@ def check_persistence(info: dict[str, Any], appendfsync: str | None, durability:
         )
     if info.get("aof_last_write_status", "ok") != "ok":
         return Check("persistence", "fail", "the append-only file can't be written", "make room on the server's disk")
+    if durability == "fsync" and appendfsync == "no":
+        return Check(
+            "persistence",
+            "fail",
+            "appendfsync no never says what is on disk; with FARM_REDIS__DURABILITY=fsync each submit fails",
+            "set appendfsync always",
+        )
     if durability == "fsync" and appendfsync not in ("always", None):
         return Check(
             "persistence",
@@ -84,6 +94,36 @@ def check_persistence(info: dict[str, Any], appendfsync: str | None, durability:
     lost = {"everysec": "; a power cut may take the last second", "no": "; a power cut may take half a minute"}
     words = f", appendfsync {appendfsync}{lost.get(appendfsync, '')}" if appendfsync else ""
     return Check("persistence", "ok", f"append-only file{words}")
+
+
+def check_replicas(info: dict[str, Any], wanted: int, watched: bool) -> Check | None:
+    """Whether a failover finds what the settings promise; None where neither they nor the server speak of replicas.
+
+    wanted: FARM_REDIS__WAIT_REPLICAS. watched: whether Sentinels watch over the server.
+    """
+    found = int(info.get("connected_slaves", 0))
+    if info.get("role") == "slave":
+        return Check(
+            "replicas", "fail", "the server is a replica and takes no jobs", "name its master or its Sentinels"
+        )
+    if found < wanted:
+        return Check(
+            "replicas",
+            "fail",
+            f"{found} connected of FARM_REDIS__WAIT_REPLICAS={wanted}: new jobs are refused",
+            "connect replicas, or lower it",
+        )
+    if not found:
+        return Check("replicas", "warn", "none: a failover has nowhere to go", "connect one") if watched else None
+    if watched and "min_slaves_good_slaves" not in info:
+        return Check(
+            "replicas",
+            "warn",
+            f"{found} connected; a master that is cut off from them goes on taking jobs, which are lost",
+            "set min-replicas-to-write 1 and min-replicas-max-lag 10",
+        )
+    lost = "" if wanted else "; a failover may lose the last moment (FARM_REDIS__WAIT_REPLICAS=1 does not)"
+    return Check("replicas", "ok", f"{found} connected{lost}")
 
 
 def check_eviction(info: dict[str, Any]) -> Check:

@@ -15,18 +15,23 @@ from farm.contracts import JobState, Request
 from farm.ledger.jobs import Jobs, ModelFacts
 from farm.results import JobError
 
-SUSPECT_WAIT_MS = 500
+SUSPECT_WAIT_MS = 150  # a flush, and a step or two: how long the one before it takes to be cleared
 ENTRIES_PER_CALL = 5_000  # below the limit of Lua's unpack
+PROOF = 16  # new tokens that show that a job does not kill engines; as in common.lua
 ReleaseKind = Literal["drain", "retry", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job to run. ``kept`` holds the (token id, text) pairs that earlier attempts generated."""
+    """A job to run. ``kept`` holds the (token id, text) pairs that earlier attempts generated; ``retries`` counts those
+    attempts that ended with an error worth another. ``proof`` is 0, or how many new tokens clear it: it has been aboard
+    at so many deaths that it must run alone until then, for the next one decides."""
 
     id: str
     nonce: str
     attempt: int
+    retries: int
+    proof: int
     request: Request
     deadline_s: float | None
     is_plain: bool
@@ -37,7 +42,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why there is nothing to do: ended (then ``state``), stale, unknown, unregistered, draining or suspect."""
+    """Why there is nothing to do: ended (then ``state``), stale, unknown, unregistered, draining, unable or suspect."""
 
     reason: str
     state: JobState | None = None
@@ -118,15 +123,26 @@ class Attempts:
         """Take a dispatched job. The same nonce again gets the same answer."""
         nonce = nonce or secrets.token_hex(8)
         answer = self._call(
-            "claim", job_id, dispatch, self.worker, nonce, self._lease_ms, self._retention_ms, SUSPECT_WAIT_MS
+            "claim",
+            job_id,
+            dispatch,
+            self.worker,
+            nonce,
+            self._lease_ms,
+            self._retention_ms,
+            SUSPECT_WAIT_MS,
+            self._keeper.max_strikes,
+            self._keeper.max_losses,
         )
         if answer[0] != "claimed":
             return Refusal(answer[0], JobState(answer[1]) if len(answer) > 1 else None)
-        _, request, attempt, left_ms, plain, created, tenant, *entries = answer
+        _, request, attempt, retries, proof, left_ms, plain, created, tenant, *entries = answer
         return Claim(
             id=job_id,
             nonce=nonce,
             attempt=int(attempt),
+            retries=int(retries),
+            proof=int(proof),
             request=Request.model_validate_json(request),
             deadline_s=int(left_ms) / 1000 if left_ms else None,
             is_plain=bool(plain),
@@ -136,10 +152,13 @@ class Attempts:
         )
 
     def progress(
-        self, advances: Sequence[Advance], capacity: int, *, draining: bool = False
+        self, advances: Sequence[Advance], capacity: int, *, draining: bool = False, trouble: str = ""
     ) -> tuple[bool, list[Kept]]:
-        """Write tokens and renew the leases of these jobs. Returns whether the worker is known, and a word per job."""
-        args: list[str | int] = [self.worker, capacity, int(draining), self._stall_ms, self._lease_ms]
+        """Write tokens and renew the leases of these jobs. Returns whether the worker is known, and a word per job.
+
+        trouble: why the worker takes no jobs, for people.
+        """
+        args: list[str | int] = [self.worker, capacity, int(draining), self._stall_ms, self._lease_ms, trouble]
         for advance in advances:
             entries = advance.entries[:ENTRIES_PER_CALL]
             args += (advance.id, advance.nonce, advance.start, advance.prompt_tokens, len(entries), *entries)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import redis
 
 from farm import keys
-from farm.connection import address, connect, our_errors, server_full
-from farm.contracts import SAFE_NAME, JobState, Request, fingerprint, keyed_job_id, model_name
-from farm.errors import IdempotencyConflict, InvalidRequest, JobGone, JobNotFound, nearest
+from farm.connection import address, connect, our_errors
+from farm.contracts import SAFE_NAME, JobState, Priority, Request, created_at, fingerprint, job_id_of, model_name
+from farm.errors import FarmError, InvalidRequest, JobGone, JobNotFound, nearest
+from farm.ledger.admission import Rest, Word, conflict, hopeless, is_refused, outcome, refusal, too_late
+from farm.ledger.forecast import Standing, read
 from farm.ledger.scripts import Scripts
-from farm.results import AttemptRecord, JobError, JobView, Timings, TokenLogprobs, Usage
+from farm.ledger.views import logprobs_of, view_of
+from farm.results import JobView, TokenLogprobs
 from farm.settings import Settings
+from farm.time_limit import time_limit
 
 SUBMIT_CHUNK = 100
 CHARS_PER_TOKEN = 4
@@ -27,15 +30,22 @@ CHARS_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked request and its place. ``plain`` holds the headers of a plain Celery message, as JSON."""
+    """A checked request and its place. ``plain`` holds the headers of a plain Celery message, as JSON.
+
+    part_of: what else must be the same for a repetition to be one, such as the length of its list.
+    """
 
     id: str
     request: Request
     model: str
     tenant: str
     plain: str = ""
-    is_keyed: bool = False
-    """Its id follows from an idempotency key: the job may have been there before."""
+    part_of: str = ""
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether its id was not made for it alone: the job may have been there before."""
+        return created_at(self.id) is None
 
     @property
     def cost(self) -> int:
@@ -65,6 +75,8 @@ class Piece:
     start: int
     tokens: list[tuple[int, str]]
     tail: str
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the same tokens, if the request asked for them."""
 
 
 class Jobs:
@@ -74,11 +86,11 @@ class Jobs:
         self.settings = settings
         self.client = client or connect(settings.redis)
         self.where = address(settings.redis)
-        self.scripts = Scripts(self.client, self.where)
+        self.scripts = Scripts(self.client, self.where, settings.redis)
         self.has_answered = False
         """Whether the server has ever answered: if so, it is there, and a failure is an outage."""
-        # How long a write that must not be lost may take to reach the disk; None: nobody waits for it.
-        self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.durability == "fsync" else None
+        # How long a write that must not be lost may take to reach the disk or replicas; None: nobody waits for it.
+        self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.is_durable else None
         self._retention_ms = int(settings.limits.retention_s * 1000)
 
     def place(
@@ -89,6 +101,7 @@ class Jobs:
         job_id: str | None = None,
         idempotency_key: str | None = None,
         plain: str = "",
+        part_of: str = "",
     ) -> Submission:
         """Give a request its id, model and tenant. Raises InvalidRequest for names that don't fit in a key."""
         tenant = self.settings.client.tenant if tenant is None else tenant
@@ -96,51 +109,131 @@ class Jobs:
             raise InvalidRequest(
                 "tenant", f"{tenant[:60]!r} is no name; use up to 128 letters, digits, '.', '_' and '-'"
             )
-        is_keyed = job_id is not None or idempotency_key is not None
         if job_id is None:
-            job_id = keyed_job_id(tenant, idempotency_key) if idempotency_key else new_job_id()
+            job_id = job_id_of(tenant, idempotency_key)
         if not SAFE_NAME.match(job_id):
             raise InvalidRequest("id", f"{job_id[:60]!r} is no job id; use up to 128 letters, digits, '.', '_' and '-'")
-        model = model_name(request.model or self.settings.model.id)
-        return Submission(job_id, request, model, tenant, plain, is_keyed=is_keyed)
+        return Submission(job_id, request, model_name(request.model or self.settings.model.id), tenant, plain, part_of)
 
     def submit(self, submissions: Sequence[Submission]) -> list[bool]:
         """Write jobs; True for each that is new, False where the same job was there already.
 
-        Raises IdempotencyConflict if an id is taken by another request (the rest of its call is written all the same),
-        ServerFull (jobs of earlier calls stay), ServerUnreachable (then jobs may or may not be written; submit them
-        again with the same ids).
+        Calls of 100 are sent one after the other, each accepted whole or not at all. The first one asks for room for
+        all of them, so that a list is refused before any of it is written, unless others take the room meanwhile.
+
+        Raises DeadlineUnmeetable, and then none was written; IdempotencyConflict if an id is taken by another request
+        (the rest of its call is written all the same); QuotaExceeded, QueueFull: there is room later; ExceedsQuota:
+        never for so much at once; ServerFull; for these jobs of earlier calls stay. ServerUnreachable (then jobs may or
+        may not be written). Whatever was raised, the same jobs may be submitted again: those that are there already
+        are refused for no reason.
         """
-        words: list[str] = []
+        for job, eta_s in self._hopeless(submissions):
+            raise too_late(job, eta_s)
+        words: list[Word] = []
+        rest = Rest((job.id, job.tenant, job.cost) for job in submissions)
         for start in range(0, len(submissions), SUBMIT_CHUNK):
-            args: list[str | int] = []
-            for job in submissions[start : start + SUBMIT_CHUNK]:
-                deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
-                text = job.request.to_json()
-                args += (job.id, fingerprint(text), job.model, job.tenant, job.request.priority)
-                args += (job.cost, deadline_ms, job.plain, text)
-            words += self.scripts.call("submit", *args, durable_ms=self.durable_ms)
-            self.has_answered = True
-        if "full" in words:
-            raise server_full(self.where)
+            chunk = submissions[start : start + SUBMIT_CHUNK]
+            rest.sent(job.id for job in chunk)
+            answer = self._write(chunk, rest)
+            if is_refused(answer[0]) and rest:
+                # What is there already needs no room: a repetition must not be refused.
+                rest.sent(self._known(rest.ids))
+                answer = self._write(chunk, rest)
+            if (error := refusal(answer[0], self.where)) is not None:
+                raise error
+            words += answer
         for job, word in zip(submissions, words, strict=True):
             if word == "conflict":
-                raise IdempotencyConflict(
-                    f"job {job.id} exists with another request; use another idempotency key or send the same request"
-                )
+                raise conflict(job)
         return [word == "new" for word in words]
+
+    def in_time(self) -> AbstractContextManager[None]:
+        """A block whose calls take no longer together than one of them may."""
+        return time_limit(self.settings.redis.timeout_s)
+
+    def submit_each(self, submissions: Sequence[Submission]) -> list[bool | FarmError]:
+        """Write jobs that have nothing to do with one another: each is accepted or refused by itself.
+
+        Returns for each whether it is new, or the error that ``submit`` would raise for it alone. Raises
+        ServerUnreachable.
+        """
+        late = {id(job): too_late(job, eta_s) for job, eta_s in self._hopeless(submissions)}
+        wanted = [job for job in submissions if id(job) not in late]
+        words: list[Word] = []
+        for start in range(0, len(wanted), SUBMIT_CHUNK):
+            words += self._write(wanted[start : start + SUBMIT_CHUNK], None)
+        answers = iter(words)
+        return [late.get(id(job)) or outcome(job, next(answers), self.where) for job in submissions]
+
+    def _write(self, chunk: Sequence[Submission], rest: Rest | None) -> list[Word]:
+        """Call the script. rest: what is still to come, when all or none is wanted; None: each by itself."""
+        limits = self.settings.limits
+        args: list[str | int] = [limits.max_queued_jobs or "", limits.queued_jobs or "", limits.queued_tokens or ""]
+        args += ("1", "") if rest is None else ("", rest.to_json())
+        for job in chunk:
+            deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
+            text = job.request.to_json()
+            args += (job.id, fingerprint(text + job.part_of), job.model, job.tenant, job.request.priority)
+            args += (job.cost, deadline_ms, job.plain, text)
+        answer: list[Word] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
+        self.has_answered = True
+        return answer
+
+    def conflicting(self, submissions: Sequence[Submission]) -> bool:
+        """Whether any id is taken by another request."""
+        with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
+            for job in submissions:
+                pipe.hget(keys.job(job.id), "fingerprint")
+            found = pipe.execute()
+        pairs = zip(submissions, found, strict=True)
+        return any(seen and seen != fingerprint(job.request.to_json() + job.part_of) for job, seen in pairs)
+
+    def _hopeless(self, submissions: Sequence[Submission]) -> list[tuple[Submission, float]]:
+        """New jobs whose deadlines can't be met, with estimates. One that is there is not refused any more."""
+        late = hopeless(submissions, self.newcomer)
+        known = set(self._known([job.id for job, _ in late])) if late else ()
+        return [(job, eta_s) for job, eta_s in late if job.id not in known]
+
+    def _known(self, job_ids: Sequence[str]) -> list[str]:
+        with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.exists(keys.job(job_id))
+            return [job_id for job_id, is_there in zip(job_ids, pipe.execute(), strict=True) if is_there]
 
     def view(self, job_id: str, *, with_position: bool = False) -> JobView:
         """All about one job. Raises JobGone after its retention, JobNotFound for an id that never was."""
         [view] = self.views([job_id])
         if view is None:
-            raise self._missing(job_id)
-        if with_position and view.state in (JobState.QUEUED, JobState.DISPATCHED):
-            position, per_s = self.scripts.call("position", job_id)
-            if position:
-                eta_s = round(position / float(per_s), 1) if float(per_s) > 1e-4 else None
-                return replace(view, position=position, eta_s=eta_s)
-        return view
+            raise self.missing(job_id)
+        return self.placed([view])[0] if with_position else view
+
+    def placed(self, views: Sequence[JobView]) -> list[JobView]:
+        """The jobs with their places in line, those that wait."""
+        waiting = [view.id for view in views if view.state in (JobState.QUEUED, JobState.DISPATCHED)]
+        found = dict(zip(waiting, self.standings(waiting), strict=True))
+        return [
+            replace(view, position=at.position, eta_s=at.eta_s(view.least_tokens, view.most_tokens))
+            if (at := found.get(view.id)) and at.position
+            else view
+            for view in views
+        ]
+
+    def standings(self, job_ids: Sequence[str]) -> list[Standing]:
+        """Where jobs stand in line, in the order given."""
+        found: list[Standing] = []
+        while len(found) < len(job_ids):
+            found += self._positions(*job_ids[len(found) : len(found) + SUBMIT_CHUNK])
+        return found
+
+    def newcomer(self, model: str, priority: Priority, tenant: str) -> Standing:
+        """Where a job would stand that came now."""
+        [standing] = self._positions("", model, priority, tenant)
+        return standing
+
+    def _positions(self, *wanted: str) -> list[Standing]:
+        settings = self.settings
+        live_ms = int(settings.keeper.liveness_s * 1000)
+        return read(self.scripts.call("position", live_ms, settings.limits.high_lead_tokens, *wanted))
 
     def views(self, job_ids: Sequence[str]) -> list[JobView | None]:
         """Many jobs in one round trip; None for each that is not there."""
@@ -153,20 +246,20 @@ class Jobs:
             answers = pipe.execute()
         self.has_answered = True
         triples = zip(job_ids, answers[::3], answers[1::3], answers[2::3], strict=True)
-        return [_view(job_id, *rest) if rest[0] else None for job_id, *rest in triples]
+        return [view_of(job_id, *rest) if rest[0] else None for job_id, *rest in triples]
 
     def pieces(self, wanted: Iterable[tuple[str, int]]) -> list[Piece | None]:
         """For each (job, index): its state and the tokens from that index on; None where no job is."""
-        wanted = list(wanted)
-        with our_errors(self.where), self.client.pipeline(transaction=False) as pipe:
-            for job_id, index in wanted:
-                pipe.hmget(keys.job(job_id), "state", "tail")
-                pipe.lrange(keys.out(job_id), index, -1)
-            answers = pipe.execute()
+        # A script, for a pipeline of two commands a job costs the one reader of many streams five times as much.
+        asked: list[str | int] = [part for pair in wanted for part in pair]
         pieces: list[Piece | None] = []
-        for (_, index), (state, tail), entries in zip(wanted, answers[::2], answers[1::2], strict=True):
-            tokens = [(entry[0], entry[1]) for entry in map(json.loads, entries)]
-            pieces.append(Piece(JobState(state), index, tokens, tail or "") if state else None)
+        for start in range(0, len(asked), 2 * SUBMIT_CHUNK):
+            chunk = asked[start : start + 2 * SUBMIT_CHUNK]
+            answer = self.scripts.call("pieces", *chunk)
+            for index, state, tail, entries in zip(chunk[1::2], answer[::3], answer[1::3], answer[2::3], strict=True):
+                tokens = json.loads(f"[{entries}]") if entries else []
+                texts = [(token[0], token[1]) for token in tokens]
+                pieces.append(Piece(JobState(state), int(index), texts, tail, logprobs_of(tokens)) if state else None)
         return pieces
 
     def cancel(self, job_ids: Sequence[str]) -> list[JobState | None]:
@@ -205,77 +298,12 @@ class Jobs:
         with our_errors(self.where):
             self.client.hset(keys.WEIGHTS, tenant, f"{weight:g}")
 
-    def _missing(self, job_id: str) -> JobNotFound:
+    def missing(self, job_id: str) -> JobNotFound:
+        """The error for a job that is not there: JobGone if its time is past, else JobNotFound."""
         created = created_at(job_id)
         if created is not None and created < time.time() - self.settings.limits.retention_s:
             return JobGone(f"job {job_id} is gone: finished jobs are kept {self.settings.limits.retention_s:g} s")
         return JobNotFound(f"job {job_id} is unknown; check the id and that this is the right farm ({self.where})")
-
-
-def new_job_id() -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits, so that ids sort by time."""
-    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | 0x7 << 76
-    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
-
-
-def created_at(job_id: str) -> float | None:
-    """The Unix time in a UUIDv7; None for any other id."""
-    try:
-        value = uuid.UUID(job_id)
-    except ValueError:
-        return None
-    return (value.int >> 80) / 1000 if value.version == 7 else None
-
-
-def _view(job_id: str, fields: dict[str, str], entries: list[str], past: list[str]) -> JobView:
-    request = json.loads(fields["request"])
-    tokens = [json.loads(entry) for entry in entries]
-    error = json.loads(fields["error"]) if fields.get("error") else None
-    created, started, finished = (_seconds(fields.get(name)) for name in ("created", "started", "finished"))
-    first = _seconds(fields.get("first_token"))
-    created = created or 0.0
-    logprobs = [
-        TokenLogprobs(token[0], token[1], token[2], [(top[0], top[1]) for top in token[3]])
-        for token in tokens
-        if len(token) > 2
-    ]
-    return JobView(
-        id=job_id,
-        state=JobState(fields["state"]),
-        model=fields["model"],
-        priority=request.get("priority", "normal"),
-        tenant=fields["tenant"],
-        created_at=created,
-        started_at=started,
-        finished_at=finished,
-        attempt=int(fields.get("attempt", 0)),
-        strikes=int(fields.get("strikes", 0)),
-        text="".join(token[1] for token in tokens) + fields.get("tail", ""),
-        token_ids=[token[0] for token in tokens],
-        finish_reason=fields.get("finish_reason"),
-        usage=Usage(
-            int(fields.get("prompt_tokens", 0)), len(tokens), int(fields.get("resumed", fields.get("base", 0)))
-        ),
-        timings=Timings(_since(created, started), _since(created, first), _since(created, finished)),
-        worker=fields.get("worker"),
-        model_fingerprint=fields.get("fingerprint_model"),
-        error=JobError(error["code"], error["message"], error["retryable"]) if error else None,
-        history=[AttemptRecord(**json.loads(record)) for record in past],
-        metadata=request.get("metadata", {}),
-        wants_token_ids=request.get("return_token_ids", False),
-        logprobs=logprobs if request.get("logprobs") is not None else None,
-        losses=int(fields.get("losses", 0)),
-        claimed_at=_seconds(fields.get("claimed")),
-    )
-
-
-def _seconds(milliseconds: str | None) -> float | None:
-    return int(milliseconds) / 1000 if milliseconds else None
-
-
-def _since(start: float, end: float | None) -> float | None:
-    return None if end is None else round(end - start, 3)
 
 
 def entry(token_id: int, text: str, logprob: float | None, top: list[tuple[int, float]] | None) -> str:

@@ -27,7 +27,8 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """One worker. ``held`` counts the jobs it runs; ``silent_s`` is how long ago it last spoke."""
+    """One worker. ``held`` counts the jobs it runs; ``silent_s`` is how long ago it last spoke; ``trouble`` says why it
+    takes no jobs, and is empty while it does."""
 
     id: str
     name: str
@@ -37,6 +38,7 @@ class WorkerView:
     held: int
     is_draining: bool
     is_alive: bool
+    trouble: str
     silent_s: float
     up_s: float
 
@@ -88,6 +90,7 @@ def _workers(jobs: Jobs, beats: list[tuple[str, float]], now_ms: int) -> list[Wo
             held=held,
             is_draining=about.get("draining") == "1",
             is_alive=now_ms - beat <= alive_ms,
+            trouble=about.get("trouble", ""),
             silent_s=max(0.0, round((now_ms - beat) / 1000, 1)),
             up_s=max(0.0, round((now_ms - int(about.get("since", now_ms))) / 1000, 1)),
         )

@@ -128,7 +128,8 @@ class Reader:
                     return
             watches = [watch for some, _ in questions for watch in some]
             try:
-                self._watchers.look(watches)
+                with self._jobs.in_time():
+                    self._watchers.look(watches)
             except ServerUnreachable as error:
                 if not self._jobs.has_answered:
                     self._watchers.fail(error, watches)

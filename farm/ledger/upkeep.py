@@ -62,6 +62,7 @@ class Upkeep:
             int(settings.keeper.unclaimed_s * 1000),
             settings.limits.max_finished,
             settings.limits.max_finished_bytes,
+            settings.limits.usage_days,
         )
         if answer[0] != "leader":
             return Round(False, [])

@@ -144,10 +144,11 @@ class Watchers:
         """Pass on what is new in a piece: another thread may have told its beginning meanwhile."""
         with self.lock:
             assert watch.index is not None
-            new = piece.tokens[watch.index - piece.start :]
+            known = watch.index - piece.start
+            new = piece.tokens[known:]
             if watch.is_over or not (new or piece.state.is_terminal):
                 return
-            told = Piece(piece.state, watch.index, new, piece.tail)
+            told = Piece(piece.state, watch.index, new, piece.tail, piece.logprobs[known:])
             watch.index += len(new)
             if piece.state.is_terminal:
                 self._forget(watch)

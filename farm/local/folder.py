@@ -33,6 +33,7 @@ class Note:
 
     redis_url: str
     flower_url: str | None
+    api_url: str | None
     pid: int
     started_at: float
     workers: list[str]
@@ -124,9 +125,12 @@ class Folder:
 
     def _who_runs(self) -> str:
         note = self.read_note()
+        api = f", API {note['api_url']}" if note.get("api_url") else ""
         flower = f", Flower {note['flower_url']}" if note.get("flower_url") else ""
         address = str(note.get("redis_url", "")).rpartition("@")[2].partition("/")[0]
-        where = f" (pid {note['pid']}, Redis {address}{flower})" if note.get("pid") else ", still starting or stopping"
+        where = (
+            f" (pid {note['pid']}, Redis {address}{api}{flower})" if note.get("pid") else ", still starting or stopping"
+        )
         return f"a farm already runs in {self.path}{where}; use it, stop it, or choose another --state-dir"
 
 

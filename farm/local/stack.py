@@ -1,4 +1,4 @@
-"""A whole farm on this machine: an embedded server, workers and Flower, and the note by which others find them.
+"""A whole farm on this machine: an embedded server, workers, API and Flower, and the note by which others find them.
 
 It says which parts there are, what each is told and when all are ready; ``supervisor`` keeps them running. It knows
 nothing of jobs.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import socket
 import time
-import urllib.request
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -20,17 +18,18 @@ from pydantic import SecretStr
 
 from farm import __version__, keys
 from farm.connection import address, connect, our_errors
-from farm.errors import FarmError
+from farm.errors import FarmError, SettingsError
 from farm.local.environ import child_environ, with_values
 from farm.local.folder import Folder, Note
 from farm.local.parts import Program, Server
 from farm.local.server import EmbeddedServer, free_port, new_password
+from farm.local.sites import api_site, flower_site
 from farm.local.supervisor import Event, StackFailed, Supervisor
+from farm.rest import with_keys
 from farm.settings import Settings
 
 POLL_S = 0.05
-DRAIN_MARGIN_S = 4.0  # Celery's own way out, after the jobs were handed back
-FLOWER_STOP_S = 3.0
+DRAIN_MARGIN_S = 1.0  # a worker ends itself after drain_s; this is for one that can't
 
 
 class Stack:
@@ -43,15 +42,15 @@ class Stack:
         workers: int = 1,
         system_worker: bool = True,
         flower: bool = True,
+        api: bool = False,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.folder = Folder(settings.local.folder)
         self.settings = with_values(settings, local={"state_dir": self.folder.path})
         self.worker_names = [f"{self._prefix()}-{number}" for number in range(1, workers + 1)]
-        self.flower_url: str | None = None
         self.started_at = 0.0
         self._system_worker = system_worker
-        self._wants_flower = flower
+        self._sites = [*([api_site(settings)] if api else []), *([flower_site()] if flower else [])]
         self._on_event = on_event or (lambda _: None)
         self._server: EmbeddedServer | None = None
         self._started_ms = 0
@@ -70,6 +69,16 @@ class Stack:
         return with_values(self.settings, redis={"url": SecretStr(self.redis_url)})
 
     @property
+    def flower_url(self) -> str | None:
+        """Where Flower is, if there is one."""
+        return self._url("flower")
+
+    @property
+    def api_url(self) -> str | None:
+        """Where the API is, if there is one."""
+        return self._url("api")
+
+    @property
     def pids(self) -> dict[str, int]:
         """The process of each part that has one."""
         parts = self._supervisor.parts if self._supervisor else []
@@ -83,15 +92,21 @@ class Stack:
     def start(self) -> None:
         """Start everything; returns once the server answers and the rest was launched.
 
-        Raises AlreadyRunning, ServerMissing, ServerFailed, or ServerUnreachable for a server that was named.
+        Raises AlreadyRunning, ServerMissing, ServerFailed, or ServerUnreachable for a server that was named;
+        SettingsError when writes are to wait for replicas, which the server that comes along has none of.
         """
+        if self.settings.redis.url is None and self.settings.redis.wait_replicas:
+            raise SettingsError(
+                f"FARM_REDIS__WAIT_REPLICAS={self.settings.redis.wait_replicas}: the server of a local farm has no "
+                "replicas; unset it, or name a server that has some with FARM_REDIS__URL"
+            )
         self.folder.claim()
         self.started_at = time.time()
         self._supervisor = Supervisor(self._set_up, self._tell)
         self._supervisor.start()
 
     def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until all model workers registered and Flower answers; others can find the farm then.
+        """Wait until all model workers registered, API and Flower answer; others can find the farm then.
 
         Returns False when asked to stop first.
         Raises StackFailed after the time or when a part can't run, ModelRefused when a worker can't serve its model.
@@ -122,7 +137,7 @@ class Stack:
             self._supervisor.ask_to_stop()
 
     def stop(self) -> None:
-        """Let the workers drain, then end Flower, the server last; kill what overstays. May be called twice."""
+        """Let workers and API drain, then end Flower, the server last; kill what overstays. May be called twice."""
         if self._supervisor is not None:
             self.folder.remove_note()
             self._supervisor.stop()
@@ -161,26 +176,24 @@ class Stack:
             supervisor.launch(self._worker(name, "model"))
         if self._system_worker:
             supervisor.launch(self._worker(f"{self._prefix()}-system", "system"))
-        if self._wants_flower:
-            self._launch_flower(supervisor)
+        self._launch_sites(supervisor)
 
-    def _launch_flower(self, supervisor: Supervisor) -> None:
-        if importlib.util.find_spec("flower") is None:
-            self._wants_flower = False
-            self._tell(Event("flower", "missing", "is not installed; pip install 'bloomfarm[flower]' adds it"))
-            return
-        log_path = self.folder.log_path("flower")
-        supervisor.launch(
-            Program(
-                "flower",
-                "farm.flower",
-                log_path,
-                self._flower_environ,
-                rank=1,
-                stop_s=FLOWER_STOP_S,
-                is_essential=False,
-            )
-        )
+    def _launch_sites(self, supervisor: Supervisor) -> None:
+        for site in list(self._sites):
+            if site.is_installed():
+                supervisor.launch(site.part(self._site_settings, self.folder.log_path(site.name)))
+            else:
+                self._sites.remove(site)
+                words = f"is not installed; pip install 'bloomfarm[{site.name}]' adds it"
+                self._tell(Event(site.name, "missing", words))
+
+    @property
+    def _site_settings(self) -> Settings:
+        """Settings that lead to this farm, with its API open to this machine if the farm is this machine's alone."""
+        return with_values(self.farm_settings, api={"keys": with_keys(self.settings).api.keys})
+
+    def _url(self, name: str) -> str | None:
+        return next((site.url for site in self._sites if site.name == name), None)
 
     def _worker(self, name: str, role: Literal["model", "system"]) -> Program:
         settings = with_values(
@@ -198,14 +211,6 @@ class Stack:
             is_essential=True,
         )
 
-    def _flower_environ(self) -> dict[str, str]:
-        """Flower's environment, with a port that is free now."""
-        wanted = self.settings.flower
-        port = free_port(wanted.port)
-        host = "127.0.0.1" if wanted.host in ("0.0.0.0", "::") else wanted.host  # noqa: S104
-        self.flower_url = f"http://{host}:{port}"
-        return child_environ(with_values(self.farm_settings, flower={"port": port}))
-
     def _prefix(self) -> str:
         """What the names of this farm's workers begin with: distinct on a server that other machines use too."""
         if self.settings.worker.name:
@@ -218,35 +223,32 @@ class Stack:
     def _not_ready(self) -> list[str]:
         """The parts that are not there yet, by name."""
         try:
-            return self._unregistered() + ([] if self._flower_answers() else ["flower"])
+            given_up = self._running().given_up
+            silent = [site.name for site in self._sites if site.name not in given_up and not site.answers()]
+            return self._unregistered() + silent
         except FarmError:
             return ["redis"]
 
     def _unregistered(self) -> list[str]:
-        """Workers that have not registered since the start; those of earlier runs may stand in the ledger still."""
+        """Workers that take no jobs yet, each with its trouble; those of earlier runs may stand in the ledger still."""
         if not self.worker_names:
             return []
         where = address(self.farm_settings.redis)
         with our_errors(where), connect(self.farm_settings.redis) as client:
             latest = client.hmget(keys.NAMES, self.worker_names)
             beats = client.zmscore(keys.WORKERS, [str(worker or "") for worker in latest])
-        pairs = zip(self.worker_names, beats, strict=True)
-        return [name for name, beat in pairs if beat is None or float(beat) < self._started_ms]
-
-    def _flower_answers(self) -> bool:
-        if not self._wants_flower or "flower" in self._running().given_up:
-            return True
-        with (
-            contextlib.suppress(OSError),
-            urllib.request.urlopen(f"{self.flower_url}/healthcheck", timeout=1) as answer,  # noqa: S310
-        ):
-            return bool(answer.status == 200)
-        return False
+            troubles = [client.hget(keys.worker(str(worker or "")), "trouble") for worker in latest]
+        seen = zip(self.worker_names, beats, troubles, strict=True)
+        return [
+            f"{name} ({trouble})" if trouble else name
+            for name, beat, trouble in seen
+            if trouble or beat is None or float(beat) < self._started_ms
+        ]
 
     def _tell(self, event: Event) -> None:
         supervisor = self._supervisor
         if event.kind == "restarted" and supervisor is not None and supervisor.is_settled:
-            self._write_note()  # Flower may have another port
+            self._write_note()  # it may have another port
         with contextlib.suppress(OSError):  # a closed terminal is no reason to stop watching
             self._on_event(event)
 
@@ -255,6 +257,7 @@ class Stack:
             Note(
                 self.redis_url,
                 self.flower_url,
+                self.api_url,
                 os.getpid(),
                 self.started_at,
                 self.worker_names,

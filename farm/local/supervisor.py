@@ -6,8 +6,6 @@ with one owner nothing needs a lock. It knows parts, and nothing of farms.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from farm.errors import FarmError, ModelRefused
+from farm.local.ends import how_ended
 from farm.local.parts import REFUSED, Part, wait_for_end
 
 TICK_S = 0.1
@@ -130,7 +129,7 @@ class Supervisor:
 
     def _decide(self, watch: _Watch, status: int) -> None:
         """Start an ended part again soon, or give it up."""
-        part, how, said = watch.part, _how(status), watch.part.last_words()
+        part, how, said = watch.part, how_ended(status), watch.part.last_words()
         if status == REFUSED:
             raise ModelRefused(said or f"{part.name} refused to start; see {part.log_path}")
         words = f": {said}" if said and status > 0 else ""
@@ -169,12 +168,3 @@ class Supervisor:
 
 def _pause_s(deaths: int) -> float:
     return BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
-
-
-def _how(status: int) -> str:
-    """An exit status in words."""
-    if status >= 0:
-        return f"ended with status {status}"
-    with contextlib.suppress(ValueError):
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"was ended by signal {-status}"

@@ -19,13 +19,18 @@ def launcher(signal_number: int) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", __file__, str(int(signal_number)), str(os.getpid()))
 
 
+def tie(signal_number: int, parent: int) -> None:
+    """Have this process get a signal when its parent ends. Ends it here if that has happened."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0)
+        if os.getppid() != parent:
+            sys.exit("the parent has ended already")
+
+
 def main() -> None:
     """Tie this process to its parent and become the command."""
     signal_number, parent, *command = sys.argv[1:]
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0)
-        if os.getppid() != int(parent):
-            sys.exit("the parent has ended already")
+    tie(int(signal_number), int(parent))
     os.execvp(command[0], command)  # noqa: S606
 
 

@@ -21,7 +21,6 @@ from workers.engine.engine import Engine
 from workers.engine.kv.contiguous import ContiguousKV
 from workers.engine.kv.paged import PagedKV
 from workers.engine.loading import Placement, place
-from workers.engine.native import library
 from workers.engine.process import load_model
 from workers.engine.shard_plan import Device
 
@@ -41,7 +40,7 @@ def test_a_model_is_cut_into_as_many_stages_as_devices_are_named() -> None:
     assert len(placed().plan.stages) == 1
 
 
-@pytest.mark.skipif(library.load() is None, reason="no native library: install Debian's package g++")
+@pytest.mark.usefixtures("compiler")
 def test_native_kernels_compute_contiguous_float32_unless_told_otherwise() -> None:
     """bfloat16, pages and FARM_ENGINE__NATIVE=off are torch's."""
     assert placed().is_native

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +38,7 @@ SHAPES = {
 BLOCK = 256
 PERPLEXITY_LOSS = 0.01
 
-needs_library = pytest.mark.skipif(
-    not shutil.which("c++") and not shutil.which("g++"), reason="no C++ compiler: install Debian's package g++"
-)
+needs_library = pytest.mark.usefixtures("compiler")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from benchmarks.byte_bpe import FIRST_BYTE
 from benchmarks.workload import save_bloom
 from tests.conftest import wait_until
 from tests.engine import reference
-from tests.engine.driving import bloom, drive
+from tests.engine.driving import Said, bloom, drive, gather
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.engine import Engine
 from workers.engine.layout import Layout
@@ -120,3 +120,21 @@ def _full(run: Callable[[Layout, Tensor | None], Tensor], rows: int) -> Callable
         return run(layout, hidden)
 
     return raises
+
+
+def test_a_halt_takes_in_the_steps_in_flight(tmp_path: Path) -> None:
+    """What two stages are working on is said before all is forgotten, and the next job finds an empty engine."""
+    engine = Engine(bloom(save_bloom(tmp_path / "bloom", SHAPE), devices=["cpu", "cpu"]), 128)
+    adds = [Add(name, [FIRST_BYTE + n] * 5, SamplingParams(max_tokens=60)) for n, name in enumerate("abcd")]
+    for add in adds:
+        engine.add(add)
+    said: dict[str, Said] = {}
+    for _ in range(12):
+        gather(engine.step(), said)
+    assert engine.running == 4
+    before = engine.generated
+    gather(engine.halt(), said)
+    assert engine.generated > before
+    assert engine.generated == sum(len(one.ids) for one in said.values())
+    assert not engine.has_work
+    assert drive(engine, adds)["a"].ids[:3] == said["a"].ids[:3]

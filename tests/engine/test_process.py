@@ -18,7 +18,19 @@ from benchmarks.workload import save_bloom
 from tests.engine.driving import bloom, gather, one
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.engine import Engine
-from workers.engine.protocol import Add, Cancel, Message, Ready, Refused, Report, SamplingParams, decode, encode
+from workers.engine.protocol import (
+    Add,
+    Cancel,
+    Halt,
+    Halted,
+    Message,
+    Ready,
+    Refused,
+    Report,
+    SamplingParams,
+    decode,
+    encode,
+)
 
 WAIT_S = 60.0
 
@@ -47,7 +59,7 @@ def receive(connection: Connection) -> Message:
     """The next message; fails if none comes."""
     assert connection.poll(WAIT_S), "the engine said nothing"
     message = decode(connection.recv_bytes())
-    assert isinstance(message, Ready | Refused | Report)
+    assert isinstance(message, Ready | Refused | Report | Halted)
     return message
 
 
@@ -165,3 +177,25 @@ def test_a_cancelled_job_frees_the_engine() -> None:
         while not (isinstance(message := receive(connection), Report) and not message.running):
             pass
         assert message.events == []
+
+
+def test_a_halted_engine_says_all_that_it_computed() -> None:
+    """Halt leaves no token unsaid and no job behind; the engine goes on with what comes next."""
+    adds = [Add(name, f"hello {name}", SamplingParams(max_tokens=2000)) for name in "abc"]
+    with engine(FARM_ENGINE__KIND="synthetic", FARM_ENGINE__SYNTHETIC_STEP_S="0.005") as (connection, _):
+        for add in adds:
+            connection.send_bytes(encode(add))
+        said = gather([])
+        while len(said) < 3 or min(len(one.ids) for one in said.values()) < 8:
+            message = receive(connection)
+            gather(message.events if isinstance(message, Report) else [], said)
+        connection.send_bytes(encode(Halt()))
+        while not isinstance(message := receive(connection), Halted):
+            assert isinstance(message, Report)
+            gather(message.events, said)
+            last = message
+        assert (last.running, last.waiting) == (0, 0)
+        assert last.stats.generated_tokens == sum(len(one.ids) for one in said.values())
+        assert {one.reason for one in said.values()} == {None}
+        again = Add("d", "hello a", SamplingParams(max_tokens=8))
+        assert finish(connection, again) == said["a"].ids[:8]

@@ -10,13 +10,18 @@ from workers.engine.protocol import (
     Add,
     Admitted,
     Cancel,
+    Command,
     Emitted,
     Failed,
     Finished,
+    Halt,
+    Halted,
+    Message,
     Ready,
     Refused,
     Report,
     SamplingParams,
+    Stats,
     Token,
     decode,
     encode,
@@ -56,13 +61,15 @@ messages = st.one_of(
     st.builds(Cancel, texts),
     st.builds(Ready, ids, ids, ids, ids, texts, numbers, texts),
     st.builds(Refused, texts, texts),
-    st.builds(Report, ids, ids, ids, st.lists(events, max_size=4)),
+    st.builds(Report, ids, ids, ids, st.lists(events, max_size=4), st.builds(Stats, ids, ids, ids, ids, ids, ids)),
+    st.just(Halt()),
+    st.just(Halted()),
 )
 
 
 @settings(max_examples=40)
 @given(messages)
-def test_a_message_is_the_same_after_the_pipe(message: Add | Cancel | Ready | Refused | Report) -> None:
+def test_a_message_is_the_same_after_the_pipe(message: Command | Message) -> None:
     """Whatever is said arrives as it was said."""
     assert decode(encode(message)) == message
 

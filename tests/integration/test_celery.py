@@ -15,6 +15,7 @@ from kombu import Connection
 from farm import keys
 from farm.contracts import JobState
 from farm.ledger.jobs import Jobs
+from farm.ledger.tenants import Tenants
 from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
 
@@ -235,3 +236,18 @@ def test_an_id_used_for_another_request_is_refused(start_worker: StartWorker, fo
         foreign_app.send_task("farm.generate", kwargs={"prompt": "b"}, task_id="one").get(timeout=30)
     with pytest.raises(Exception, match="is no job id"):
         foreign_app.send_task("farm.generate", kwargs={"prompt": "b"}, task_id="odd id").get(timeout=30)
+
+
+def test_a_foreign_message_waits_for_room(jobs: Jobs, start_worker: StartWorker, foreign_app: Celery) -> None:
+    """While its tenant has as much queued as it may, a foreign message stays one; what never fits fails at once."""
+    Tenants(jobs).change("default", limits={"queued_jobs": 1, "queued_tokens": 1000})
+    start_worker()
+    with pytest.raises(Exception, match="exceeds_quota: queued_tokens: 2,002 tokens at once > 1,000"):
+        foreign_app.send_task("farm.generate", kwargs={"prompt": "hello", "max_tokens": 2000}).get(timeout=30)
+    [blocker] = submit(jobs, model="nobody/serves-this")
+    with _events(foreign_app) as seen:
+        waits = foreign_app.send_task("farm.generate", kwargs={"prompt": "hello", "max_tokens": 4})
+        wait_until(lambda: any(event["type"] == "task-rejected" for event in seen), why="the message to be refused")
+    assert jobs.views([waits.id]) == [None]
+    jobs.cancel([blocker])
+    assert waits.get(timeout=30)["usage"]["completion_tokens"] == 4

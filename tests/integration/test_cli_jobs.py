@@ -189,7 +189,9 @@ def test_a_bad_request_is_wrong_usage(quick: Settings, client: redis.Redis) -> N
     assert _farm(quick, "submit", "A goat", "--stream", "--no-wait").code == 2
 
 
-@pytest.mark.parametrize("command", [["status"], ["submit", "x"], ["cancel", GONE], ["worker"], ["flower"]])
+@pytest.mark.parametrize(
+    "command", [["status"], ["submit", "x"], ["cancel", GONE], ["keys", "list"], ["usage"], ["worker"], ["flower"]]
+)
 def test_no_server_is_3(command: list[str]) -> None:
     """Whatever is asked of a server that is not there ends with 3 and one line."""
     said = farm(*command, REDIS__URL="redis://127.0.0.1:1/0")

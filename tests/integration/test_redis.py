@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from celery import Celery
 
 from farm import Farm, InvalidRequest, JobCancelled, ServerFull
+from farm.broker import make_app
 from farm.ledger.jobs import Jobs
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings
@@ -56,6 +58,17 @@ def test_plain_celery(farm: Farm, redis7: EmbeddedServer) -> None:
     body = app.send_task("farm.generate", kwargs={"prompt": "four", "max_tokens": 3}).get(timeout=30)
     assert body["state"] == "succeeded"
     app.close()
+
+
+def test_a_socket_file(tmp_path: Path) -> None:
+    """Ledger and broker reach a server through its socket file."""
+    server = EmbeddedServer(tmp_path, options={"unixsocket": str(tmp_path / "s"), "unixsocketperm": "700"})
+    server.start()
+    settings = load_settings(redis={"url": f"unix://:{server.password}@{tmp_path / 's'}?db=1"})
+    with Farm(settings) as farm, make_app(settings) as app, app.connection() as connection:
+        assert farm.submit("one").status().state == "queued"
+        assert connection.default_channel.client.dbsize() > 0
+    server.kill()
 
 
 def test_a_full_server_refuses_new_jobs_and_answers_the_others(farm: Farm) -> None:

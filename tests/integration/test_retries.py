@@ -13,7 +13,8 @@ from farm.ledger.attempts import Attempts, Claim
 from farm.ledger.jobs import Jobs
 from farm.ledger.upkeep import Upkeep
 from farm.settings import Settings, load_settings
-from workers import runner as runner_module
+from tests.integration.conftest import StartWorker, submit, wait_for_all
+from workers import lives
 from workers.engine.protocol import Add, Command, Failed, Finished, Ready, Report
 from workers.runner import Runner
 
@@ -41,6 +42,9 @@ class FailingEngine:
             event = said if cls.failures >= 0 else Finished(command.id, "length")
             self._on_report(Report(steps=1, running=0, waiting=0, events=[event]))
 
+    def halt(self, _timeout_s: float) -> bool:
+        return True
+
     def kill(self) -> None:
         """Nothing to end."""
 
@@ -48,7 +52,7 @@ class FailingEngine:
 @pytest.fixture
 def retrying(settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     """A ledger whose jobs may be retried three times, with waits too long to pass by themselves."""
-    monkeypatch.setattr(runner_module, "EngineProcess", FailingEngine)
+    monkeypatch.setattr(lives, "EngineProcess", FailingEngine)
     keeper = {"max_retries": MAX_RETRIES, "retry_base_s": BASE_S, "retry_cap_s": CAP_S}
     jobs = Jobs(load_settings(redis={"url": settings.redis.url}, keeper=keeper))
     yield jobs
@@ -95,3 +99,28 @@ def test_retries(retrying: Jobs, failures: int) -> None:
         assert (view.error.code, view.error.message) == ("no_memory", "no room")
     runner.drain()
     runner.stop()
+
+
+def test_transient_failures_of_a_real_engine_are_cured_by_trying_again(jobs: Jobs, start_worker: StartWorker) -> None:
+    """A job that fails twice with an error worth a retry succeeds at the third attempt, and another that always fails
+    ends as failed: state, times, workers and reasons of every attempt stand in their histories."""
+    quick = {"KEEPER__RETRY_BASE_S": 0.05, "KEEPER__MAX_RETRIES": MAX_RETRIES}
+    start_worker("w1", ENGINE__SYNTHETIC_FAULTS="nettle=fail*2,thistle=fail*99", **quick)
+    [cured] = submit(jobs, prompt="a nettle", max_tokens=3)
+    [hopeless] = submit(jobs, prompt="a thistle", max_tokens=3)
+    [healthy] = submit(jobs, prompt="a goat", max_tokens=3)
+    cured_view, failed, plain = wait_for_all(jobs, [cured, hopeless, healthy])
+    assert (cured_view.state, len(cured_view.token_ids)) == (JobState.SUCCEEDED, 3)
+    assert [past.reason for past in cured_view.history] == ["fault_asked", "fault_asked", "finish"]
+    assert failed.state is JobState.FAILED
+    assert [past.reason for past in failed.history] == ["fault_asked"] * (MAX_RETRIES + 1)
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.retryable) == ("fault_asked", True)
+    for view in (cured_view, failed):
+        assert [past.attempt for past in view.history] == list(range(1, len(view.history) + 1))
+        times = [time for past in view.history for time in (past.started_at, past.ended_at)]
+        assert times == sorted(times)
+        assert all(past.worker.startswith("w1.") for past in view.history)
+        assert view.strikes == 0
+    assert (plain.state, plain.attempt) == (JobState.SUCCEEDED, 1)
+    assert jobs.client.hget(keys.TOTALS, "released:fault_asked") == str(2 + MAX_RETRIES)

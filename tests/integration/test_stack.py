@@ -26,7 +26,7 @@ SLOW = {"ENGINE__SYNTHETIC_STEP_S": 0.02}
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
     """A farm with one worker, without Flower."""
-    with running(tmp_path / "state", "--no-flower", **SLOW) as ready:
+    with running(tmp_path / "state", "--no-flower", "--no-api", **SLOW) as ready:
         yield ready
 
 
@@ -89,7 +89,7 @@ def test_a_running_job_survives_a_stop_and_a_start(up: Up) -> None:
     job_id = _submit(up, tokens=400)
     wait_until(lambda: farm("status", job_id, "--json", **up.settings).json["text"], why="the first token")
     assert up.interrupt() == 0
-    with running(up.state_dir, "--no-flower") as later:
+    with running(up.state_dir, "--no-flower", "--no-api") as later:
         job = _end(later, job_id)
     assert job["state"] == "succeeded"
     assert job["usage"]["completion_tokens"] == 400
@@ -98,10 +98,10 @@ def test_a_running_job_survives_a_stop_and_a_start(up: Up) -> None:
 
 def test_a_restarted_farm_has_the_address_it_had(tmp_path: Path) -> None:
     """Who waits for a farm that is stopped and started again finds it: port, password and model stay."""
-    with running(tmp_path, "--no-flower", "--workers", 1) as first:
+    with running(tmp_path, "--no-flower", "--no-api", "--workers", 1) as first:
         before = json.loads((tmp_path / "farm.json").read_text())["redis_url"]
         assert first.ready["workers"]
-    with running(tmp_path, "--no-flower", "--workers", 1) as second:
+    with running(tmp_path, "--no-flower", "--no-api", "--workers", 1) as second:
         assert json.loads((tmp_path / "farm.json").read_text())["redis_url"] == before
         assert stat.S_IMODE((tmp_path / "server.json").stat().st_mode) == 0o600
         assert farm("submit", "A goat", "--max-tokens", 2, **second.settings).code == 0
@@ -140,7 +140,7 @@ def test_a_killed_server_comes_back_with_every_job(up: Up) -> None:
 
 def test_nothing_outlives_a_killed_up(tmp_path: Path) -> None:
     """kill -9 of farm up itself ends its parts too; the next one recovers from what it left, jobs included."""
-    with running(tmp_path, "--no-flower", **SLOW) as first:
+    with running(tmp_path, "--no-flower", "--no-api", **SLOW) as first:
         family = first.family()
         job_id = _submit(first, tokens=100)
         first.process.kill()
@@ -148,7 +148,7 @@ def test_nothing_outlives_a_killed_up(tmp_path: Path) -> None:
         wait_until_gone(family)
         assert (tmp_path / "farm.json").exists()
         assert farm("status", **first.settings).code == 3
-    with running(tmp_path, "--no-flower") as second:
+    with running(tmp_path, "--no-flower", "--no-api") as second:
         assert _end(second, job_id)["state"] == "succeeded"
 
 
@@ -165,7 +165,7 @@ def test_a_second_interrupt_does_not_wait(up: Up) -> None:
 def test_a_refused_model_ends_up(tmp_path: Path) -> None:
     """A model that can't be served is no reason to try again: its reason is shown, and nothing is left running."""
     before = set(psutil.Process().children(recursive=True))
-    said = farm("up", "--no-flower", "--state-dir", tmp_path, MODEL__ID=tmp_path / "nothing")
+    said = farm("up", "--no-flower", "--no-api", "--state-dir", tmp_path, MODEL__ID=tmp_path / "nothing")
     assert said.code == 1
     assert "nothing does not exist" in said.err
     assert said.err.count("\n") == 1
@@ -175,11 +175,14 @@ def test_a_refused_model_ends_up(tmp_path: Path) -> None:
 def test_up_uses_the_server_it_is_given(tmp_path: Path, settings: Settings) -> None:
     """FARM_REDIS__URL: no server is started, and the workers' names can't collide with another machine's."""
     url = _url(settings)
-    with running(tmp_path, "--no-flower", REDIS__URL=url) as up:
+    with running(tmp_path, "--no-flower", "--no-api", REDIS__URL=url) as up:
         assert "redis" not in up.ready["pids"]
         assert not up.ready["workers"][0].startswith("local")
         assert farm("submit", "A goat", "--max-tokens", 2, REDIS__URL=url).code == 0
     assert farm("up", "--state-dir", tmp_path, REDIS__URL="redis://127.0.0.1:1/0").code == 3
+    alone = farm("up", "--state-dir", tmp_path, REDIS__WAIT_REPLICAS=1)
+    assert alone.code == 2
+    assert "has no replicas" in alone.err
 
 
 def _page(url: str) -> str:

@@ -52,6 +52,7 @@ def test_killed_worker_loses_nothing(jobs: Jobs, start_worker: StartWorker) -> N
     doomed = start_worker("w1", LEASE__LEASE_S=2, **SLOW)
     [job_id] = submit(jobs, 1, **LONG)
     wait_until(lambda: _has_tokens(jobs, job_id, 20), why="some tokens to be checkpointed")
+    doomed.engine.suspend()  # or it might be through before the other one is there
     other = start_worker("w2", LEASE__LEASE_S=2)
     doomed.kill()
     [view] = wait_for_all(jobs, [job_id])

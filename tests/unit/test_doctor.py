@@ -9,7 +9,14 @@ import pytest
 
 from farm.doctor.checks import Check, size, worst
 from farm.doctor.machine import check_folder, check_model, check_torch
-from farm.doctor.server import check_clock, check_eviction, check_memory, check_persistence, check_version
+from farm.doctor.server import (
+    check_clock,
+    check_eviction,
+    check_memory,
+    check_persistence,
+    check_replicas,
+    check_version,
+)
 from farm.settings import load_settings
 
 pytestmark = pytest.mark.fast
@@ -24,6 +31,7 @@ pytestmark = pytest.mark.fast
         (check_persistence({"aof_enabled": 1}, "everysec", "none"), "ok"),
         (check_persistence({"aof_enabled": 1}, None, "fsync"), "ok"),
         (check_persistence({"aof_enabled": 1}, "everysec", "fsync"), "warn"),
+        (check_persistence({"aof_enabled": 1}, "no", "fsync"), "fail"),
         (check_persistence({"aof_enabled": 0}, "everysec", "none"), "warn"),
         (check_persistence({"aof_enabled": 1, "aof_last_write_status": "err"}, "everysec", "none"), "fail"),
         (check_eviction({"maxmemory_policy": "noeviction", "maxmemory": 1 << 30}), "ok"),
@@ -40,6 +48,29 @@ def test_verdicts_on_a_server(check: Check, verdict: str) -> None:
     """Each finding has its verdict, and whatever is not ok says what to do."""
     assert check.verdict == verdict
     assert bool(check.remedy) == (verdict != "ok")
+
+
+MASTER = {"role": "master", "connected_slaves": 1}
+
+
+@pytest.mark.parametrize(
+    ("info", "wanted", "watched", "verdict"),
+    [
+        ({"role": "master", "connected_slaves": 0}, 0, False, None),
+        ({"role": "master", "connected_slaves": 0}, 0, True, "warn"),
+        ({"role": "master", "connected_slaves": 0}, 1, False, "fail"),
+        ({"role": "slave"}, 0, False, "fail"),
+        (MASTER, 0, False, "ok"),
+        (MASTER, 2, True, "fail"),
+        (MASTER, 1, True, "warn"),
+        ({**MASTER, "min_slaves_good_slaves": 1}, 1, True, "ok"),
+    ],
+)
+def test_verdicts_on_replicas(info: dict[str, Any], wanted: int, watched: bool, verdict: str | None) -> None:
+    """Replicas must be as many as submissions wait for; with Sentinels, a master that is cut off must stop."""
+    check = check_replicas(info, wanted, watched)
+    assert (check and check.verdict) == verdict
+    assert check is None or bool(check.remedy) == (verdict != "ok")
 
 
 def test_a_clock_is_told_which_way_it_is_off() -> None:

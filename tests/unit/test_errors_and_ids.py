@@ -10,8 +10,8 @@ import uuid
 import pytest
 
 from farm import errors
+from farm.contracts import created_at, new_job_id
 from farm.errors import FarmError, InvalidRequest, PromptTooLong, nearest
-from farm.ledger.jobs import created_at, new_job_id
 
 pytestmark = pytest.mark.fast
 

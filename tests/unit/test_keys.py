@@ -22,7 +22,7 @@ TYPES = {
 }
 DECLARED = {key.name.split(":")[0]: key for key in keys.KEYS}
 BUILDERS = {"key_job": "job", "key_out": "out", "key_history": "history", "key_queue": "queue", "key_lanes": "lanes"}
-BUILDERS |= {"key_worker": "worker", "key_held": "held"}
+BUILDERS |= {"key_worker": "worker", "key_held": "held", "key_jobs": "jobs", "key_usage": "usage"}
 
 
 def lua(name: str) -> str:
@@ -82,6 +82,9 @@ def test_helpers_spell_the_names_of_the_list() -> None:
         keys.counts("m"),
         keys.queue("m", "p", "t"),
         keys.lanes("m", "p"),
+        keys.jobs("t"),
+        keys.usage("t", "2026-11-23"),
+        keys.used("2026-11-23"),
     ]
     made += [value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)]
     shapes = [re.compile(re.sub(r"<[a-z]+>", "[^:]+", re.escape(keys.PREFIX) + key.name) + "$") for key in keys.KEYS]

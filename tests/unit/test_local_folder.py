@@ -21,6 +21,7 @@ def _note() -> Note:
     return Note(
         "redis://:secret@127.0.0.1:7000/0",
         "http://127.0.0.1:5555",
+        "http://127.0.0.1:8000",
         os.getpid(),
         1.0,
         ["local-1"],
@@ -52,7 +53,8 @@ def test_the_second_hears_about_the_first(tmp_path: Path) -> None:
         second.claim()
     first.write_note(_note())
     with pytest.raises(
-        AlreadyRunning, match=re.escape(f"pid {os.getpid()}, Redis 127.0.0.1:7000, Flower http")
+        AlreadyRunning,
+        match=re.escape(f"pid {os.getpid()}, Redis 127.0.0.1:7000, API http://127.0.0.1:8000, Flower http"),
     ) as told:
         second.claim()
     assert "secret" not in str(told.value)

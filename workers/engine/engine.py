@@ -15,6 +15,7 @@ from typing import Protocol
 from farm.errors import FarmError, InvalidRequest, PromptTooLong
 from workers.engine.detokenizer import Detokenizer, Pieces
 from workers.engine.kv.manager import KVManager
+from workers.engine.live import Live
 from workers.engine.pacer import Pacer
 from workers.engine.protocol import Add, Admitted, Emitted, Event, Failed, Finished, FinishReason, Ready, Stats, Token
 from workers.engine.scheduler import Scheduler, Step
@@ -109,7 +110,10 @@ class Engine:
         self._in_flight: deque[Step] = deque()
         self._out_of_memory = 0
         self._steps_since_shortage = 0
-        self._live: dict[str, _Live] = {}
+        self._prefilled = 0
+        self.generated = 0
+        """Tokens that were sampled since the start, those of jobs that were gone by then too."""
+        self._live: dict[str, Live] = {}
         self._events: list[Event] = []
 
     @property
@@ -136,7 +140,7 @@ class Engine:
         self._events.append(Admitted(add.id, live.sequence.prompt_tokens))
         self._live[add.id] = live
         self._scheduler.add(live.sequence)
-        if not self._replay(live):
+        if not live.replay():
             self._retire(live, "stop")
         elif live.sequence.is_complete:
             self._retire(live, "length")
@@ -156,6 +160,8 @@ class Engine:
             preemptions=self._scheduler.preemptions,
             out_of_memory=self._out_of_memory,
             cached_prompt_tokens=self._scheduler.cached_tokens,
+            prefilled_tokens=self._prefilled,
+            generated_tokens=self.generated,
         )
 
     def step(self) -> list[Event]:
@@ -170,6 +176,18 @@ class Engine:
                 self._take(self.model.collect())
             except OutOfMemory as error:
                 self._recover(error)
+        events, self._events = self._events, []
+        return events
+
+    def halt(self) -> list[Event]:
+        """Take in the steps in flight and forget every job. Returns what happened until then."""
+        while self._in_flight:
+            try:
+                self._take(self.model.collect())
+            except OutOfMemory as error:
+                self._recover(error)
+        for live in [*self._live.values()]:
+            self._drop(live)
         events, self._events = self._events, []
         return events
 
@@ -189,6 +207,8 @@ class Engine:
         sampled = step.sampled
         self._scheduler.complete(step)
         self._pacer.observe(step, result.seconds)
+        self._prefilled += sum(chunk.count for chunk in step.chunks)
+        self.generated += len(sampled)
         for sequence, pick in zip(sampled, result.picks, strict=True):
             live = self._live.get(sequence.id)
             if live is not None and live.sequence is sequence:
@@ -210,7 +230,7 @@ class Engine:
                 self._live[oldest.id], error.code, f"{error}; lower max_tokens or use more memory", retryable=True
             )
 
-    def _open(self, add: Add) -> _Live:
+    def _open(self, add: Add) -> Live:
         """Check a request. Raises InvalidRequest or PromptTooLong."""
         params, vocab, context = add.params, self.ready.vocab, self.ready.context
         prompt = self._encode(add.prompt) if isinstance(add.prompt, str) else add.prompt
@@ -234,7 +254,7 @@ class Engine:
             deadline=None if add.deadline_s is None else self._clock() + add.deadline_s,
             scope=add.scope,
         )
-        return _Live(sequence, Detokenizer(self.model.pieces(), params.stop), add.resume)
+        return Live(sequence, Detokenizer(self.model.pieces(), params.stop), add.resume)
 
     def _encode(self, prompt: str) -> list[int]:
         try:
@@ -243,19 +263,7 @@ class Engine:
             raise InvalidRequest("prompt", "holds half a surrogate pair, which is no text; repair it") from None
         return self.model.encode(prompt)
 
-    def _replay(self, live: _Live) -> bool:
-        """Take in the tokens of earlier attempts. False if they already ended the text."""
-        for token in live.resume:
-            if live.sequence.is_complete:
-                break
-            if token in live.sequence.stop_ids and live.sequence.may_stop:
-                return False
-            live.push(token)
-            if live.detokenizer.stopped:
-                return False
-        return True
-
-    def _emit(self, live: _Live, pick: Pick) -> None:
+    def _emit(self, live: Live, pick: Pick) -> None:
         if pick.token is None:
             self._fail(live, "not_finite", "the model's logits are not finite numbers; use dtype float32 or bfloat16")
             return
@@ -269,29 +277,14 @@ class Engine:
         elif live.sequence.is_complete:
             self._retire(live, "length")
 
-    def _retire(self, live: _Live, reason: FinishReason) -> None:
+    def _retire(self, live: Live, reason: FinishReason) -> None:
         self._drop(live)
         self._events.append(Finished(live.sequence.id, reason, live.detokenizer.flush()))
 
-    def _fail(self, live: _Live, code: str, message: str, *, retryable: bool = False) -> None:
+    def _fail(self, live: Live, code: str, message: str, *, retryable: bool = False) -> None:
         self._drop(live)
         self._events.append(Failed(live.sequence.id, code, message, retryable))
 
-    def _drop(self, live: _Live) -> None:
+    def _drop(self, live: Live) -> None:
         del self._live[live.sequence.id]
         self._scheduler.remove(live.sequence)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Live:
-    """A sequence, its text, and the tokens that it brought along."""
-
-    sequence: Sequence
-    detokenizer: Detokenizer
-    resume: list[int]
-
-    def push(self, token: int) -> str:
-        """Append a token and return the text that became certain."""
-        self.sequence.append(token)
-        # A stop counts once min_tokens tokens are there: this one included.
-        return self.detokenizer.push(token, may_stop=self.sequence.may_stop)

@@ -14,13 +14,17 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+import structlog
+
 from farm import logs
 from farm.errors import FarmError, ModelRefused
 from farm.settings import Settings, load_settings
 from workers.engine.engine import Engine, Model
 from workers.engine.outbox import Outbox
-from workers.engine.protocol import BEAT_S, Add, Cancel, Command, Message, Refused, Report, decode, encode
+from workers.engine.protocol import BEAT_S, Add, Cancel, Command, Halt, Halted, Message, Refused, Report, decode, encode
 from workers.engine.synthetic import Synthetic
+
+log = structlog.get_logger(__name__)
 
 
 def serve(connection: Connection) -> None:
@@ -61,6 +65,11 @@ def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Co
     reported = time.monotonic()
     while True:
         for command in _pending(commands, wait_s=0.0 if engine.has_work else BEAT_S):
+            if isinstance(command, Halt):
+                outbox.add(engine.halt())
+                _send(connection, _report(engine, outbox))
+                _send(connection, Halted())
+                continue
             outbox.forget(command.id)
             if isinstance(command, Add):
                 engine.add(command)
@@ -68,10 +77,15 @@ def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Co
                 engine.cancel(command.id)
         if engine.has_work:
             outbox.add(engine.step())
+            log.debug("step", step=engine.steps, generated=engine.generated)
         now = time.monotonic()
         if outbox.is_due(now - reported):
             reported = now
-            _send(connection, Report(engine.steps, engine.running, engine.waiting, outbox.take(), engine.stats))
+            _send(connection, _report(engine, outbox))
+
+
+def _report(engine: Engine, outbox: Outbox) -> Report:
+    return Report(engine.steps, engine.running, engine.waiting, outbox.take(), engine.stats)
 
 
 def _pending(commands: queue.SimpleQueue[Command], wait_s: float) -> Iterator[Command]:
@@ -90,7 +104,7 @@ def _read(connection: Connection, commands: queue.SimpleQueue[Command]) -> None:
     try:
         while True:
             message = decode(connection.recv_bytes())
-            assert isinstance(message, Add | Cancel)
+            assert isinstance(message, Add | Cancel | Halt)
             commands.put(message)
     except (EOFError, OSError):
         pass

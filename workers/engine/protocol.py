@@ -1,7 +1,8 @@
 """What the worker and its engine process say to each other: one message per pipe packet.
 
-To the engine: ``Add`` and ``Cancel``. From the engine: ``Ready`` or ``Refused`` once, then ``Report``s of what the
-steps since the last one did, one at least every ``BEAT_S``. This module is plain data: no torch, no Redis.
+To the engine: ``Add``, ``Cancel`` and ``Halt``. From the engine: ``Ready`` or ``Refused`` once, then ``Report``s of
+what the steps since the last one did, one at least every ``BEAT_S``, and ``Halted``. This module is plain data: no
+torch, no Redis.
 
 On the wire a message is a JSON array: its type's name, then its fields in order, so that a step with 32 tokens costs
 tens of microseconds. Both ends are of one release: there is no schema to grow.
@@ -63,6 +64,11 @@ class Cancel:
     """Forget a job at the next step; nothing more is said about it."""
 
     id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Report every token that was computed, forget all jobs, and say ``Halted``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +150,26 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Halted:
+    """The answer to ``Halt``: what was computed before it was reported before this."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """The KV cache's use now, in tokens, and what has happened since the engine started.
 
     ``preemptions`` counts sequences that gave their memory back, ``out_of_memory`` steps that found none to compute in,
     ``cached_prompt_tokens`` prompt tokens that were not computed because another prompt began with them.
+    ``prefilled_tokens`` were computed as part of a prompt or of what an earlier attempt generated; ``generated_tokens``
+    were sampled.
     """
 
     kv_tokens: int = 0
     preemptions: int = 0
     out_of_memory: int = 0
     cached_prompt_tokens: int = 0
+    prefilled_tokens: int = 0
+    generated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +183,10 @@ class Report:
     stats: Stats = field(default_factory=Stats)
 
 
-Command = Add | Cancel
-Message = Ready | Refused | Report
+Command = Add | Cancel | Halt
+Message = Ready | Refused | Report | Halted
 
-_FLAT: dict[str, Any] = {t.__name__: t for t in (Cancel, Admitted, Finished, Failed, Ready, Refused)}
+_FLAT: dict[str, Any] = {t.__name__: t for t in (Cancel, Halt, Admitted, Finished, Failed, Ready, Refused, Halted)}
 _FIELDS: dict[type, tuple[str, ...]] = {t: t.__match_args__ for t in (*_FLAT.values(), SamplingParams, Stats)}
 _dumps: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 

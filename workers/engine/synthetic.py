@@ -13,6 +13,7 @@ from collections import deque
 
 from farm.settings import EngineSettings
 from workers.engine.engine import Pick, Result
+from workers.engine.faults import Faults
 from workers.engine.kv.arena import block_size
 from workers.engine.kv.contiguous import ContiguousKV
 from workers.engine.protocol import Ready
@@ -50,6 +51,7 @@ class Synthetic:
         self._step_s = engine.synthetic_step_s
         self._caching = engine.prefix_caching
         self._steps: deque[Step] = deque()
+        self._faults = Faults(engine.synthetic_faults)
         self.ready = Ready(
             slots=engine.max_slots,
             context=engine.max_context,
@@ -61,8 +63,11 @@ class Synthetic:
         )
 
     def encode(self, prompt: str) -> list[int]:
-        """One token per word of the prompt, or one for a prompt of blanks."""
-        return [zlib.crc32(word.encode("utf-8", "surrogatepass")) % VOCAB for word in prompt.split() or [prompt]]
+        """One token per word of the prompt, or one for a prompt of blanks. Raises FaultAsked where a rule says so."""
+        words = prompt.split() or [prompt]
+        tokens = [zlib.crc32(word.encode("utf-8", "surrogatepass")) % VOCAB for word in words]
+        self._faults.meet(prompt, tokens)
+        return tokens
 
     def pieces(self) -> _Words:
         """A detokenizer; it has no state."""
@@ -89,7 +94,9 @@ class Synthetic:
 
     def run(self, step: Step) -> list[Pick]:
         """Make up a token for each of ``step.sampled``."""
-        return [_pick(sequence) for sequence in step.sampled]
+        sampled = step.sampled
+        self._faults.strike(sampled)
+        return [_pick(sequence) for sequence in sampled]
 
 
 def _pick(sequence: Sequence) -> Pick:

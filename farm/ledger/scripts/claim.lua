@@ -1,17 +1,21 @@
 -- Take a dispatched job for a worker. A repetition with the same nonce gets the same answer.
--- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, deadlines, and what an end touches.
--- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms.
--- Returns {'claimed', request, attempt, ms to the deadline or '', plain, created, tenant,
---     token entries...},
---   {'ended', state}, or {'stale'}, {'unknown'}, {'unregistered'}, {'draining'}, {'suspect'}: nothing to do.
+-- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, waiting, waiting_jobs, waiting_tokens,
+--   deadlines, and what an end touches.
+-- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms, most strikes, most losses.
+-- Returns {'claimed', request, attempt, retries, proof, ms to the deadline or '', plain, created, tenant,
+--     token entries...}; proof is 0, or how many new tokens clear a job that is on trial,
+--   {'ended', state}, or {'stale'}, {'unknown'}, {'unregistered'}, {'draining'}, {'unable'}, {'suspect'}: nothing to do.
+--   A worker is unable while it says that it has room for none.
 local id, number, worker, nonce = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local limits = {strikes = tonumber(ARGV[8]), losses = tonumber(ARGV[9])}
 local job = load(id)
 if not job then return {'unknown'} end
 
 local function granted(attempt)
   local more = redis.call('HMGET', key_job(id), 'request', 'created')
   local left = job.deadline > 0 and int(math.max(0, job.deadline - NOW)) or ''
-  local answer = {'claimed', more[1], tostring(attempt), left, job.plain or '', more[2], job.tenant}
+  local needed = is_on_trial(job, limits) and proof(job) or 0
+  local answer = {'claimed', more[1], int(attempt), int(job.retries), int(needed), left, job.plain or '', more[2], job.tenant}
   for _, entry in ipairs(redis.call('LRANGE', key_out(id), 0, -1)) do answer[#answer + 1] = entry end
   return answer
 end
@@ -23,16 +27,19 @@ if job.deadline > 0 and job.deadline <= NOW then
   announce({finish(job, 'expired', tonumber(ARGV[6]), 'deadline', {'finish_reason', 'expired'})})
   return {'ended', 'expired'}
 end
-local info = redis.call('HMGET', key_worker(worker), 'draining', 'suspect')
-if info[1] == '1' or not is_registered(worker) then
+local info = redis.call('HMGET', key_worker(worker), 'draining', 'suspect', 'capacity')
+if info[1] == '1' or info[3] == '0' or not is_registered(worker) then
   requeue(job, NOW)
-  return {info[1] == '1' and 'draining' or 'unregistered'}
+  return {info[1] == '1' and 'draining' or info[3] == '0' and 'unable' or 'unregistered'}
 end
 if is_suspect(job) then
   local other = info[2] and info[2] ~= id and load(info[2])
   if other and other.state == 'running' and other.worker == worker
       and not is_proven(other, redis.call('LLEN', key_out(other.id))) then
-    requeue(job, NOW + tonumber(ARGV[7]))
+    -- One after the other, and not all at once again: each needs no longer than its first token takes.
+    local turn = math.max(NOW, tonumber(redis.call('HGET', key_worker(worker), 'suspects_until') or 0)) + tonumber(ARGV[7])
+    redis.call('HSET', key_worker(worker), 'suspects_until', int(turn))
+    requeue(job, turn)
     return {'suspect'}
   end
   redis.call('HSET', key_worker(worker), 'suspect', id)

@@ -2,8 +2,8 @@
 --
 -- KEYS[1] is the prefix; every other key is built from it. A script reads and checks first, writes last, and raises
 -- nothing after its first write. A job is in exactly one place for its state:
---   queued      queue:<model>:<priority>:<tenant>, or delayed        counts.queued
---   dispatched  dispatched                                           counts.dispatched
+--   queued      queue:<model>:<priority>:<tenant>, or delayed        counts.queued       waiting
+--   dispatched  dispatched                                           counts.dispatched   waiting
 --   running     running, held:<worker>                               counts.running
 --   ended       finished (and dead)
 local P = KEYS[1]
@@ -22,18 +22,20 @@ local function key_queue(job) return P .. 'queue:' .. job.model .. ':' .. job.pr
 local function key_lanes(model, level) return P .. 'lanes:' .. model .. ':' .. level end
 local function key_worker(worker) return P .. 'worker:' .. worker end
 local function key_held(worker) return P .. 'held:' .. worker end
+local function key_jobs(tenant) return P .. 'jobs:' .. tenant end
+local function key_usage(tenant, day) return P .. 'usage:' .. tenant .. ':' .. day end
 
 -- The fields of a job that moves between states need, or nil when there is no such job.
 local FIELDS = {'state', 'model', 'priority', 'tenant', 'seq', 'nonce', 'attempt', 'worker', 'base', 'strikes', 'losses',
   'retries', 'dispatch', 'claimed', 'cost', 'charged', 'deadline', 'plain', 'bytes', 'prompt_tokens', 'tries', 'not_before',
-  'probation'}
+  'probation', 'billed'}
 local function load(id)
   local values = redis.call('HMGET', key_job(id), unpack(FIELDS))
   if not values[1] then return nil end
   local job = {id = id}
   for i, name in ipairs(FIELDS) do job[name] = values[i] or nil end
   for _, name in ipairs({'seq', 'attempt', 'base', 'strikes', 'losses', 'retries', 'dispatch', 'claimed', 'cost',
-      'charged', 'deadline', 'bytes', 'prompt_tokens', 'tries', 'not_before'}) do
+      'charged', 'deadline', 'bytes', 'prompt_tokens', 'tries', 'not_before', 'billed'}) do
     job[name] = tonumber(job[name] or 0)
   end
   return job
@@ -44,17 +46,39 @@ local function has_ended(job)
 end
 
 local function count(model, state, delta) redis.call('HINCRBY', P .. 'counts:' .. model, state, delta) end
+
+-- Count jobs and tokens that wait for their turn: all jobs, and a tenant's. A tenant without any is forgotten.
+local function waiting(tenant, jobs, tokens)
+  if redis.call('INCRBY', P .. 'waiting', jobs) < 0 then redis.call('SET', P .. 'waiting', '0') end
+  if redis.call('HINCRBY', P .. 'waiting_jobs', tenant, jobs) <= 0 then
+    redis.call('HDEL', P .. 'waiting_jobs', tenant)
+    redis.call('HDEL', P .. 'waiting_tokens', tenant)
+  else
+    redis.call('HINCRBY', P .. 'waiting_tokens', tenant, tokens)
+  end
+end
+
+-- A function that tells a tenant's limits by name: its own, else the settings' as text; nil for none.
+local function limits_of(tenant)
+  local own = redis.call('HGET', P .. 'limits', tenant)
+  own = own and cjson.decode(own) or {}
+  return function(name, default)
+    if own[name] == nil then return tonumber(default) end
+    return own[name] ~= cjson.null and own[name] or nil
+  end
+end
+
 local function total(name, delta) redis.call('HINCRBY', P .. 'totals', name, delta or 1) end
 local function is_registered(worker) return redis.call('HEXISTS', key_worker(worker), 'name') == 1 end
 
 -- Append token entries ARGV[first..last]; returns their bytes.
 local function append(id, first, last)
-  local size = 0
+  local size, length = 0, 0
   for k = first, last do size = size + #ARGV[k] end
   for k = first, last, PIECE do
-    redis.call('RPUSH', key_out(id), unpack(ARGV, k, math.min(k + PIECE - 1, last)))
+    length = redis.call('RPUSH', key_out(id), unpack(ARGV, k, math.min(k + PIECE - 1, last)))
   end
-  redis.call('HSETNX', key_job(id), 'first_token', int(NOW))
+  if length == last - first + 1 then redis.call('HSETNX', key_job(id), 'first_token', int(NOW)) end
   return size
 end
 
@@ -117,8 +141,9 @@ local function take_from_queue(job)
   if redis.call('EXISTS', queue) == 0 then redis.call('ZREM', key_lanes(job.model, job.priority), job.tenant) end
 end
 
--- Out of the place that its state has it in.
-local function leave(job)
+-- Out of the place that its state has it in. stays: it waits for its turn afterwards, too.
+local function leave(job, stays)
+  local waited = job.state == 'queued' or job.state == 'dispatched'
   if job.state == 'queued' then
     if redis.call('ZREM', P .. 'delayed', job.id) == 0 then take_from_queue(job) end
   elseif job.state == 'dispatched' then
@@ -128,6 +153,8 @@ local function leave(job)
     redis.call('SREM', key_held(job.worker), job.id)
   end
   count(job.model, job.state, -1)
+  if waited and not stays then waiting(job.tenant, -1, -job.cost) end
+  if stays and not waited then waiting(job.tenant, 1, job.cost) end
 end
 
 local function remember(job, entry)
@@ -142,7 +169,7 @@ end
 
 -- Back to queued, at once or not before a time. The nonce stays: its holder may still finish until another claims.
 local function requeue(job, not_before)
-  leave(job)
+  leave(job, true)
   job.state = 'queued'
   redis.call('HSET', key_job(job.id), 'state', 'queued', 'not_before', int(not_before), 'tries', '0')
   count(job.model, 'queued', 1)
@@ -150,22 +177,63 @@ local function requeue(job, not_before)
   wake()
 end
 
+-- A model's pace by its latest hundred or so jobs: what they gained, for how long they held a slot, and what they were
+-- charged for. One that went on from an earlier attempt is charged for what it gained, as if it had started there.
+local function measure(rate, job, tokens)
+  local gained = tokens - job.base
+  local old = redis.call('HMGET', rate, 'jobs', 'tokens', 'slot_ms', 'cost')
+  local function add(n, value) return string.format('%.3f', tonumber(old[n] or 0) * 0.99 + value) end
+  redis.call('HSET', rate, 'jobs', add(1, 1), 'tokens', add(2, gained), 'slot_ms', add(3, NOW - job.claimed),
+    'cost', add(4, math.max(1, job.cost * gained / math.max(1, tokens))))
+end
+
+-- The date in UTC, as 2026-11-23 (days to civil dates: Howard Hinnant, chrono-compatible low-level date algorithms).
+local function today()
+  local floor = math.floor
+  local z = floor(NOW / 86400000) + 719468
+  local era = floor(z / 146097)
+  local of_era = z - era * 146097
+  local year = floor((of_era - floor(of_era / 1460) + floor(of_era / 36524) - floor(of_era / 146096)) / 365)
+  local of_year = of_era - (365 * year + floor(year / 4) - floor(year / 100))
+  local march = floor((5 * of_year + 2) / 153)
+  local month = march < 10 and march + 3 or march - 9
+  return string.format('%04d-%02d-%02d', year + era * 400 + (month <= 2 and 1 or 0), month,
+    of_year - floor((153 * march + 2) / 5) + 1)
+end
+
+-- What a job took, on its tenant's account of the day that it ends.
+local function account(job, state, tokens)
+  local day = today()
+  local key = key_usage(job.tenant, day)
+  if redis.call('HINCRBY', key, state, 1) == 1 then
+    local ttl = 86400 * tonumber(redis.call('GET', P .. 'usage_days') or 400)
+    redis.call('EXPIRE', key, ttl)
+    redis.call('SADD', P .. 'used:' .. day, job.tenant)
+    redis.call('EXPIRE', P .. 'used:' .. day, ttl)
+  end
+  if job.prompt_tokens > 0 then redis.call('HINCRBY', key, 'prompt_tokens', job.prompt_tokens) end
+  if tokens > 0 then redis.call('HINCRBY', key, 'completion_tokens', tokens) end
+  if job.base > 0 then redis.call('HINCRBY', key, 'resumed_tokens', job.base) end
+end
+
 -- The one way into a terminal state. Returns the line to announce.
 local function finish(job, state, retention, reason, fields)
   local tokens = redis.call('LLEN', key_out(job.id))
+  local gained = tokens - job.billed -- since its tenant last paid: it was dead and revived
   if job.state == 'running' and not job.recorded then record_attempt(job, reason) end
   leave(job)
   local was_claimed = job.attempt > 0
   redis.call('HSET', key_job(job.id), 'state', state, 'finished', int(NOW), unpack(fields))
   if job.charged > 0 then
-    charge(job, (job.prompt_tokens > 0 and job.prompt_tokens or 0) + tokens - job.charged)
+    charge(job, (job.prompt_tokens > 0 and job.prompt_tokens or 0) + gained - job.charged)
     owe(job, -job.charged)
   end
   redis.call('ZREM', P .. 'deadlines', job.id)
   local bytes = int(job.bytes)
-  if redis.call('ZADD', P .. 'finished', NOW, job.id .. '|' .. bytes) == 1 then
+  if redis.call('ZADD', P .. 'finished', NOW, job.id .. '|' .. bytes .. '|' .. job.tenant) == 1 then
     redis.call('INCRBY', P .. 'finished_bytes', bytes)
   end
+  account(job, state, gained)
   if state == 'dead' then redis.call('ZADD', P .. 'dead', NOW, job.id) end
   if job.plain then redis.call('ZADD', P .. 'undelivered', NOW + (reason == 'finish' and 5000 or 0), job.id) end
   -- The upkeep removes them at their retention; the TTL is for a farm that no longer has a keeper.
@@ -180,40 +248,51 @@ local function finish(job, state, retention, reason, fields)
     local old = tonumber(redis.call('HGET', rate, 'per_s') or 0)
     local keep = math.exp(-(NOW - last) / 30000)
     redis.call('HSET', rate, 'at', int(NOW), 'per_s', string.format('%.6f', old * keep + 1 / 30))
+    if state == 'succeeded' then measure(rate, job, tokens) end
   end
   wake()
   job.state = state
   return job.id .. ' ' .. tokens .. ' ' .. state
 end
 
--- Whether a job may be what took its worker down, and whether this attempt has cleared it. On probation: it was dead.
+-- Whether a job may be what took its worker down, and how many new tokens clear it. On probation: it was dead.
 local function is_suspect(job) return job.strikes > 0 or job.losses >= LOSSES_SUSPECT or job.probation == '1' end
-local function is_proven(job, tokens)
-  return tokens - job.base >= (job.losses >= LOSSES_SUSPECT and PROOF or 1)
+local function proof(job) return job.losses >= LOSSES_SUSPECT and PROOF or 1 end
+local function is_proven(job, tokens) return tokens - job.base >= proof(job) end
+
+-- Whether its next loss may be its last. Then a worker has it run alone.
+local function is_on_trial(job, limits)
+  return is_suspect(job) and (job.strikes >= limits.strikes - 1 or job.losses >= limits.losses - 1)
 end
 
--- A worker or engine died with these running jobs aboard. An unproven suspect takes the blame alone; without one, every
--- job with no new token is struck. A worker that lives and lost a job (is_alive: a claim whose answer never came) counts
--- as a loss, and strikes nobody. Returns lines to announce.
+-- A worker or engine died with these running jobs aboard. An unproven suspect is struck alone; without one, every job
+-- with no new token is. All that got little further have a loss more, or who kills every few tokens could hide behind
+-- suspects. A job is dead only for a loss that nobody else aboard can have caused: the others were proven. A worker that
+-- lives and lost a job (is_alive: a claim whose answer never came) strikes nobody. Returns lines to announce.
 local function lose(jobs, reason, limits, is_alive)
-  local lines, blamed = {}, false
+  local lines, blamed, young = {}, false, 0
   for _, job in ipairs(jobs) do
     job.tokens = redis.call('LLEN', key_out(job.id))
+    job.gained = job.tokens - job.base
     job.unproven = is_suspect(job) and not is_proven(job, job.tokens)
     blamed = blamed or job.unproven
+    if job.gained < PROOF then young = young + 1 end
   end
   for _, job in ipairs(jobs) do
-    local gained = job.tokens - job.base
-    if is_alive then
-      job.losses = gained < PROOF and job.losses + 1 or 0
-    elseif not blamed or job.unproven then
-      job.losses = gained < PROOF and job.losses + 1 or 0
-      job.strikes = gained == 0 and job.strikes + 1 or 0
+    local is_young = job.gained < PROOF
+    local is_sure = young == (is_young and 1 or 0)
+    job.losses = is_young and job.losses + 1 or 0
+    if not is_alive and (not blamed or job.unproven) then
+      job.strikes = job.gained == 0 and job.strikes + 1 or 0
+    end
+    if not is_sure then
+      job.strikes = math.min(job.strikes, math.max(1, limits.strikes - 1))
+      job.losses = math.min(job.losses, math.max(LOSSES_SUSPECT, limits.losses - 1))
     end
     redis.call('HSET', key_job(job.id), 'strikes', job.strikes, 'losses', job.losses)
     record_attempt(job, reason)
     total('released:' .. reason)
-    if job.strikes >= limits.strikes or job.losses >= limits.losses then
+    if is_sure and (job.strikes >= limits.strikes or job.losses >= limits.losses) then
       local why = job.strikes >= limits.strikes
         and ('its worker or engine died ' .. job.strikes .. ' times before it gave a token')
         or ('its worker or engine died ' .. job.losses .. ' times in a row')

@@ -15,7 +15,7 @@ local unclaimed = tonumber(ARGV[6])
 local room = {}
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', NOW - tonumber(ARGV[4]), '+inf')) do
   local info = redis.call('HMGET', key_worker(worker), 'model', 'capacity', 'draining')
-  if info[1] and info[1] ~= '' and info[3] ~= '1' then
+  if info[1] and info[1] ~= '' and info[2] ~= '0' and info[3] ~= '1' then
     local free = tonumber(info[2]) - redis.call('SCARD', key_held(worker))
     room[info[1]] = (room[info[1]] or 0) + math.max(0, free) + margin
   end
@@ -52,7 +52,7 @@ for model, free in pairs(room) do
       if start > tonumber(redis.call('GET', P .. 'vclock:' .. model) or 0) then
         redis.call('SET', P .. 'vclock:' .. model, string.format('%.3f', start))
       end
-      leave(job)
+      leave(job, true)
       redis.call('HSET', key_job(job.id), 'state', 'dispatched', 'dispatch', job.dispatch + 1)
       redis.call('ZADD', P .. 'dispatched', NOW + unclaimed, job.id)
       count(model, 'dispatched', 1)

@@ -1,5 +1,6 @@
 -- Hand running jobs back. A repetition changes nothing, since the jobs are no longer running.
--- Touches: job:, out:, running, held:, worker:, delayed, queue:, lanes:, counts:, totals, and what an end touches.
+-- Touches: job:, out:, running, held:, worker:, delayed, queue:, lanes:, counts:, waiting, waiting_jobs,
+--   waiting_tokens, totals, and what an end touches.
 -- ARGV: worker, kind, drain 0|1, reason, wait ms, retention ms, most strikes, most losses, most retries, error as JSON,
 --   then id and nonce of each job.
 --   kind: drain (nobody's fault), retry (counts as a retry, ends as failed after the last), lost (the engine died: strikes).

@@ -1,9 +1,9 @@
 -- What time brings: leases end, waits end, deadlines pass, unclaimed messages go out again, old results go.
 -- Repeating it is harmless. At most `most` jobs of each kind a call.
 -- Touches: leader, beat, grace, running, delayed, deadlines, dispatched, undelivered, finished, finished_bytes, dead,
---   workers, worker:, held:, names, and what a loss or an end touches.
+--   jobs:, usage_days, workers, worker:, held:, names, and what a loss or an end touches.
 -- ARGV: token, lock ms, most, stall ms, lease ms, retention ms, most strikes, most losses, unclaimed ms, most finished,
---   most finished bytes.
+--   most finished bytes, days to keep usage for.
 -- Returns {'follower'} or {'leader', leases ended, deadlines passed, published again, then for each message to publish:
 --   id, dispatch number, model, plain headers}.
 local holder = redis.call('GET', P .. 'leader')
@@ -12,6 +12,7 @@ redis.call('SET', P .. 'leader', ARGV[1], 'PX', ARGV[2])
 local most, lease, retention = tonumber(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local limits = {retention = retention, strikes = tonumber(ARGV[7]), losses = tonumber(ARGV[8])}
 local unclaimed = tonumber(ARGV[9])
+if redis.call('GET', P .. 'usage_days') ~= ARGV[12] then redis.call('SET', P .. 'usage_days', ARGV[12]) end
 beat(tonumber(ARGV[4]), lease)
 local lines, answer = {}, {'leader', 0, 0, 0}
 
@@ -97,7 +98,7 @@ end
 
 -- After its TTL an id may have been used again: that job, or its own end, is not what this member speaks of.
 local function drop(member)
-  local id, bytes = string.match(member, '^(.*)|(%d+)$')
+  local id, bytes, tenant = string.match(member, '^([^|]*)|(%d+)|?(.*)$')
   local ended = tonumber(redis.call('ZSCORE', P .. 'finished', member))
   local seen = redis.call('HMGET', key_job(id), 'state', 'finished')
   redis.call('ZREM', P .. 'finished', member)
@@ -105,6 +106,7 @@ local function drop(member)
   if seen[1] ~= 'dead' or tonumber(seen[2]) == ended then redis.call('ZREM', P .. 'dead', id) end
   if seen[1] and tonumber(seen[2] or 0) ~= ended then return end
   redis.call('ZREM', P .. 'undelivered', id)
+  redis.call('ZREM', key_jobs(tenant), id)
   redis.call('DEL', key_job(id), key_out(id), key_history(id))
 end
 for _, member in ipairs(due('finished', NOW - retention)) do drop(member) end

@@ -248,7 +248,17 @@ def failed() -> Outcome:
 def check(field: Field) -> dict[str, dict[str, str]]:
     """Assert what must hold of the ledger at any moment. Returns all jobs' hashes."""
     world = field.dump(but=("events",))
+    jobs = check_dump(world)
+    for job_id, job in jobs.items():
+        ttl = field.client.ttl(keys.job(job_id))
+        assert (ttl > 0) == (job["state"] in ENDED), f"{job_id} {job['state']} lives for {ttl} s"
+        entries = world.get(keys.out(job_id), [])
+        assert indices(entries) == list(range(len(entries))), f"{job_id} has holes or doubles: {entries}"
+    return jobs
 
+
+def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Assert what must hold of a ledger's keys at any moment, whatever the tokens are. Returns all jobs' hashes."""
     families: dict[str, dict[str, Any]] = {}
     for key, value in world.items():
         name, _, rest = key.removeprefix(keys.PREFIX).partition(":")
@@ -282,7 +292,7 @@ def check(field: Field) -> dict[str, dict[str, str]]:
             put(job_id, "held")
             assert jobs[job_id]["worker"] == worker
     for member in get("finished", {}):
-        put(member.rpartition("|")[0], "finished")
+        put(member.split("|")[0], "finished")
     for job_id in get("dead", {}):
         put(job_id, "dead")
 
@@ -293,18 +303,16 @@ def check(field: Field) -> dict[str, dict[str, str]]:
         "dead": (["finished", "dead"],),
     }
     for job_id, job in jobs.items():
-        assert places[job_id] in allowed.get(job["state"], (["finished"],)), f"{job_id} {job['state']}: {places}"
+        assert places[job_id] in allowed.get(job["state"], (["finished"],)), (
+            f"{job_id} {job['state']}: {places[job_id]}"
+        )
         is_over = job["state"] in ENDED
         assert is_over == ("finished" in job)
         has_deadline = job_id in get("deadlines", {})
         assert has_deadline == ("deadline" in job and not is_over)
         assert 0 <= int(job.get("strikes", 0)) <= 3
         assert 0 <= int(job.get("losses", 0)) <= 10
-        entries = family("out").get(job_id, [])
-        assert indices(entries) == list(range(len(entries))), f"{job_id} has holes or doubles: {entries}"
         assert len(family("history").get(job_id, [])) <= 20
-        ttl = field.client.ttl(keys.job(job_id))
-        assert (ttl > 0) == is_over, f"{job_id} {job['state']} lives for {ttl} s"
     for name in ("out", "history"):
         assert set(family(name)) <= set(jobs), f"{name} of jobs that are gone"
 
@@ -313,6 +321,19 @@ def check(field: Field) -> dict[str, dict[str, str]]:
         counts = family("counts").get(model, {})
         for state in ("queued", "dispatched", "running"):
             assert int(counts.get(state, 0)) == states.count(state), f"counts.{state} is {counts}, jobs are {states}"
+
+    waiting = [job for job in jobs.values() if job["state"] in ("queued", "dispatched")]
+    by_tenant: dict[str, list[int]] = {}
+    for job in waiting:
+        by_tenant.setdefault(job["tenant"], []).append(int(job["cost"]))
+    counted = {tenant: int(count) for tenant, count in get("waiting_jobs", {}).items()}
+    assert counted == {tenant: len(costs) for tenant, costs in by_tenant.items()}, "waiting jobs are miscounted"
+    counted = {tenant: int(count) for tenant, count in get("waiting_tokens", {}).items()}
+    assert counted == {tenant: sum(costs) for tenant, costs in by_tenant.items()}, "waiting tokens are miscounted"
+    assert int(get("waiting", 0)) == len(waiting)
+
+    listed = {(tenant, job_id): seq for tenant, ids in family("jobs").items() for job_id, seq in ids.items()}
+    assert listed == {(job["tenant"], job_id): int(job["seq"]) for job_id, job in jobs.items()}, "lists are wrong"
 
     lanes = {(*name.split(":"), tenant): score for name, ts in family("lanes").items() for tenant, score in ts.items()}
     assert set(lanes) == {tuple(name.split(":")) for name in family("queue")}, "lanes and queues disagree"
@@ -327,11 +348,17 @@ def check(field: Field) -> dict[str, dict[str, str]]:
     stored = {model: {tenant: int(n) for tenant, n in tenants.items()} for model, tenants in family("owed").items()}
     assert stored == owed, "what tenants owe is not what their jobs were charged"
 
+    used: dict[str, int] = {}
+    for account in family("usage").values():
+        for name, value in account.items():
+            used[name] = used.get(name, 0) + int(value)
+    assert {name.split(":")[0] for name in family("usage")} == set().union(*family("used").values())
     totals = {name: int(value) for name, value in get("totals", {}).items()}
     over = sum(totals.get(state, 0) for state in ENDED)
     inside = sum(job["state"] not in ENDED for job in jobs.values())
+    assert {state: used.get(state, 0) for state in ENDED} == {state: totals.get(state, 0) for state in ENDED}
     begun = totals.get("submitted", 0) + totals.get("revived", 0)
     assert begun == over + inside, f"submitted and revived is not in flight + ended: {totals}"
-    weights = [int(member.rpartition("|")[2]) for member in get("finished", {})]
+    weights = [int(member.split("|")[1]) for member in get("finished", {})]
     assert int(get("finished_bytes", 0)) == sum(weights), "finished_bytes is not the sum of its members"
     return jobs

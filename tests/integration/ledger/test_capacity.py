@@ -49,6 +49,17 @@ def test_a_full_workers_surplus_is_no_room_for_another(field: Field) -> None:
     assert sent(field) == 2
 
 
+def test_nothing_is_sent_for_a_worker_without_room(field: Field) -> None:
+    """A worker that can take nothing gets no margin either: its messages would wait for it."""
+    field.submit(10)
+    broken = field.worker("barn", 4)
+    broken.capacity = 0
+    broken.beat()
+    assert sent(field) == 0
+    field.worker("mill", 1)
+    assert sent(field) == 1 + MARGIN
+
+
 def test_each_model_has_its_own_room(field: Field) -> None:
     """A queue of one model is served by the workers of that model only."""
     field.submit(10)
@@ -165,6 +176,6 @@ def test_a_position_tells_how_many_go_first(field: Field) -> None:
     field.submit(50, tenant="ben")
     field.submit(2, tenant="cleo", priority="high")
     positions = [field.jobs.view(job, with_position=True).position for job in (*mine, low)]
-    assert positions == [2 + 1 + 1, 2 + 2 + 2, 2 + 3 + 3, 2 + 53 + 1]
+    assert positions == [2 + 0 + 1, 2 + 2 + 1, 2 + 4 + 1, 2 + 53 + 1]
     field.jobs.cancel(mine[:1])
     assert field.jobs.view(mine[0], with_position=True).position is None

@@ -317,3 +317,28 @@ def test_only_the_server_tells_the_time(field: Field, monkeypatch: pytest.Monkey
     view = field.view(job)
     assert view.state is JobState.QUEUED
     assert view.created_at < 4e9
+
+
+def test_a_worker_without_room_claims_nothing(field: Field) -> None:
+    """While a worker says that it has room for none, its claims are refused, and the job goes to another at once."""
+    [job] = field.submit()
+    broken, other = field.worker("broken"), field.worker("other")
+    [message] = field.dispatch()
+    broken.capacity = 0
+    broken.beat()
+    assert broken.claim(message) == Refusal("unable")
+    assert field.state(job) == "queued"
+    [again] = field.dispatch()
+    assert isinstance(other.claim(again), Claim)
+
+
+def test_a_claim_counts_retries_apart_from_other_attempts(field: Field) -> None:
+    """Drains and deaths make no later retry wait longer."""
+    [job] = field.submit()
+    hand = field.worker()
+    for kind, before in (("drain", 0), ("retry", 0), ("drain", 1), ("lost", 1), ("retry", 1), ("drain", 2)):
+        field.dispatch()
+        claim = hand.claim(field.mail.pop(job))
+        assert isinstance(claim, Claim)
+        assert claim.retries == before
+        hand.release(kind, kind)  # type: ignore[arg-type]

@@ -8,10 +8,12 @@ import pytest
 
 from farm import keys
 from farm.contracts import JobState
-from farm.errors import InvalidRequest
+from farm.errors import InvalidRequest, QuotaExceeded
 from farm.ledger import dead
 from farm.ledger.attempts import Refusal
 from farm.ledger.dead import Answer, dead_ids, purge, retry
+from farm.ledger.jobs import Jobs
+from farm.ledger.usage import read_usage
 from tests.integration.ledger.farmhand import MODEL, Field, failed, succeeded
 
 
@@ -135,8 +137,8 @@ def test_a_retried_job_is_on_probation(field: Field) -> None:
     assert field.client.hget(keys.job(other), "probation") is None
 
 
-def test_a_tenant_pays_anew_for_what_is_computed_anew(field: Field) -> None:
-    """A retry is charged like a submission, and settled for prompt, kept tokens and new ones."""
+def test_a_tenant_pays_once_for_what_it_got(field: Field) -> None:
+    """Each life of a job is charged and accounted for its prompt and the tokens that it gave, not for kept ones."""
     vtime = f"{keys.PREFIX}vtime:{MODEL}"
     job = die(field, tokens=4, tenant="ann", max_tokens=50)
     retry(field.jobs, [job])
@@ -145,7 +147,31 @@ def test_a_tenant_pays_anew_for_what_is_computed_anew(field: Field) -> None:
     field.run(hand, job)
     assert float(field.client.hget(vtime, "ann") or 0) == paid + 52
     hand.finish(job, 6)
-    assert float(field.client.hget(vtime, "ann") or 0) == paid + 3 + 10
+    assert float(field.client.hget(vtime, "ann") or 0) == paid + 3 + 6
+    [day] = [day for day in read_usage(field.jobs, "ann", days=1) if day.completion_tokens]
+    assert (day.dead, day.succeeded, day.prompt_tokens, day.completion_tokens) == (1, 1, 6, 10)
+
+
+def test_a_fresh_retry_is_paid_in_full(field: Field) -> None:
+    """Tokens that were dropped are paid for like any that were generated."""
+    job = die(field, tokens=4, tenant="ann")
+    retry(field.jobs, [job], fresh=True)
+    hand = field.worker()
+    field.run(hand, job)
+    hand.finish(job, 6)
+    [day] = [day for day in read_usage(field.jobs, "ann", days=1) if day.completion_tokens]
+    assert day.completion_tokens == 10
+
+
+def test_a_retry_is_let_in_whatever_waits(field: Field) -> None:
+    """A tenant whose queue is full may have its dead job retried: it was let in before."""
+    limits = field.jobs.settings.limits.model_copy(update={"queued_jobs": 1})
+    job = die(field)
+    field.submit()
+    field.jobs = Jobs(field.jobs.settings.model_copy(update={"limits": limits}), field.client)
+    with pytest.raises(QuotaExceeded):
+        field.submit()
+    assert retry(field.jobs, [job]) == [Answer(job, True, None)]
 
 
 def test_a_retried_job_keeps_its_place(field: Field) -> None:
@@ -234,6 +260,7 @@ def test_a_purge_leaves_nothing_and_spares_the_young(field: Field) -> None:
         Answer(young, False, JobState.DEAD),
     ]
     assert not any(old in key for key in field.client.scan_iter("*"))
+    assert field.client.zrange(keys.jobs("default"), 0, -1) == [young]
     assert [member.partition("|")[0] for member in field.client.zrange(keys.FINISHED, 0, -1)] == [young]
 
 
@@ -245,7 +272,7 @@ def test_many_dead_jobs_are_found_and_retried_by_pages(field: Field, monkeypatch
     for message in field.dispatch():
         hand.claim(message)
         field.client.hset(keys.job(message.id), "strikes", 2)
-    hand.release("lost", "engine_lost")
+        hand.release("lost", "engine_lost", [message.id])
     assert sorted(dead_ids(field.jobs)) == sorted(jobs)
     assert all(answer.is_done for answer in retry(field.jobs, dead_ids(field.jobs)))
     assert dead_ids(field.jobs) == []

@@ -47,13 +47,30 @@ def narrow(field: Field) -> Field:
     return field
 
 
-def test_a_newcomer_does_not_wait_behind_twenty_thousand(narrow: Field) -> None:
-    """With 20,000 jobs of one tenant queued and served for a while, another's first job is out among the next two."""
+def test_a_single_prompt_waits_for_one_dispatch_window_at_the_most(field: Field) -> None:
+    """With 100,000 jobs of one tenant queued, another's single prompt is the first to go out once there is room."""
+    queue(field, "ann", 100_000)
+    hand = field.worker(capacity=8)
+    window = field.dispatch()
+    assert len(window) == 8 + 2
+    for message in window[:8]:
+        hand.claim(message)
+    [prompt] = queue(field, "ben", 1)
+    assert field.jobs.standings([prompt])[0].position == 2 + 1, "behind the messages that are out"
+    assert field.dispatch() == []
+    hand.finish(window[0].id, tokens=TOKENS)
+    assert [message.id for message in field.dispatch()] == [prompt]
+    field.client.flushall()  # what always holds is checked with fewer jobs elsewhere
+
+
+@pytest.mark.parametrize("priority", ["normal", "high"])
+def test_a_newcomer_gets_its_share_at_once(narrow: Field, priority: str) -> None:
+    """A tenant that comes while another's pile is served goes first and then every second time."""
     field = narrow
-    queue(field, "ann", 20_000)
+    queue(field, "ann", 1_000, priority=priority)
     one_by_one(field, 10)
-    queue(field, "ben", 5)
-    served = one_by_one(field, 10)
+    queue(field, "ben", 5, priority=priority)
+    served = one_by_one(field, 11)
     assert "ben" in served[:2]
     assert served.count("ben") == 5
 
@@ -187,6 +204,47 @@ def test_a_job_at_another_priority_costs_a_waiting_tenant_nothing(narrow: Field)
     queue(field, "ben", 1, priority="low")
     field.jobs.cancel(list(field.client.zrange(keys.queue(MODEL, "high", "cleo"), 0, -1)))
     assert Counter(one_by_one(field, 20)) == {"ben": 10, "ann": 10}
+
+
+@pytest.mark.parametrize("served", [0, 8, 17])
+def test_a_position_is_the_place_in_the_order_of_dispatch(narrow: Field, served: int) -> None:
+    """What a job is told of its place is what then happens, with weights, priorities, a high one's lead and all."""
+    field = narrow
+    settings = {"redis": {"url": field.jobs.settings.redis.url}, "keeper": {"margin": 0}}
+    field.jobs.settings = load_settings(**settings, limits={"high_lead_tokens": 3 * COST})
+    field.jobs.set_weight("ann", 3)
+    jobs = [*queue(field, "ben", 9), *queue(field, "ann", 9), *queue(field, "cleo", 9, priority="high")]
+    jobs += [
+        *queue(field, "ben", 4, priority="high"),
+        *queue(field, "ann", 2, priority="low"),
+        *queue(field, "dora", 5),
+    ]
+    field.submit(1, tenant="eve", max_tokens=2 * TOKENS + 3)
+    one_by_one(field, served)
+    told = {job: standing.position for job, standing in zip(jobs, field.jobs.standings(jobs), strict=True)}
+    field.worker("barn", capacity=100)
+    order = [message.id for message in field.dispatch()]
+    places = {job: place for place, job in enumerate(order, 1)}
+    assert [told[job] for job in order if job in told] == [places[job] for job in order if job in told]
+
+
+def test_a_newcomer_is_told_where_it_will_stand(narrow: Field) -> None:
+    """What is said before submitting holds after it, for those who wait already and for those who come anew."""
+    field = narrow
+    queue(field, "ann", 20)
+    queue(field, "cleo", 3, priority="high")
+    one_by_one(field, 9)
+    queue(field, "ben", 4)
+    for tenant, priority in (
+        ("ben", "normal"),
+        ("dora", "normal"),
+        ("dora", "low"),
+        ("ann", "high"),
+        ("ann", "normal"),
+    ):
+        before = field.jobs.newcomer(MODEL, priority, tenant).position  # type: ignore[arg-type]
+        [job] = queue(field, tenant, 1, priority=priority)
+        assert field.jobs.standings([job])[0].position == before
 
 
 def test_virtual_time_never_falls(narrow: Field) -> None:

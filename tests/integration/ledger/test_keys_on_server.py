@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 
 from farm import keys
+from farm.ledger.keyring import Keyring
+from farm.ledger.tenants import Tenants
 from farm.ledger.upkeep import Upkeep
 from tests.integration.ledger.farmhand import Field
 
 
 def test_every_key_on_the_server_is_declared_with_its_type(field: Field) -> None:
     """After jobs took every path there is, no key is on the server that the list does not have, or of another type."""
-    field.jobs.set_weight("ann", 2)
+    ring = Keyring(field.jobs)
+    ring.find(ring.create("ann", weight=2, limits={"requests_per_s": 9}).secret)
     hand = field.worker(capacity=8)
     for _ in range(3):
         [poison] = field.submit(tenant="ann", deadline_s=900)
@@ -29,9 +32,11 @@ def test_every_key_on_the_server_is_declared_with_its_type(field: Field) -> None
     field.submit(30, tenant="ben")
     hand.beat()
     field.dispatch()
+    field.jobs.scripts.call("mark")
     field.client.config_set("maxmemory", int(field.client.info("memory")["used_memory"] / 0.9))
     Upkeep(field.jobs).watch_memory()
     field.client.config_set("maxmemory", 0)
+    Tenants(field.jobs).take("ann")
     shapes = {re.compile(keys.PREFIX + re.sub(r"<[a-z]+>", "[^:]+", key.name) + "$"): key for key in keys.KEYS}
     seen = set()
     for name in field.client.scan_iter():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 from farm import keys
 from farm.contracts import JobState
-from farm.ledger.attempts import Claim, Refusal
+from farm.ledger.attempts import PROOF, Claim, Refusal
 from tests.integration.ledger.farmhand import Field, Hand
 
 
@@ -157,6 +159,31 @@ def test_a_worker_holds_one_suspect_at_a_time(field: Field) -> None:
     assert isinstance(field.run(hand, second).id, str)
 
 
+def test_suspects_take_turns(field: Field) -> None:
+    """Suspects that a worker has to refuse come back one after the other, a moment apart: an engine's death holds up
+    those that had no token yet no longer than their first tokens take."""
+    jobs = field.submit(8)
+    hand = field.worker(capacity=8)
+    for job in jobs:
+        field.run(hand, job)
+    lose(field, hand)
+    field.run(hand, jobs[0])
+    hand.beat()
+    field.dispatch()
+    for job in jobs[1:]:
+        assert hand.claim(field.mail.pop(job)) == Refusal("suspect")
+    turns = [float(field.client.hget(keys.job(job), "not_before") or 0) for job in jobs[1:]]
+    waits = [later - sooner for sooner, later in itertools.pairwise(turns)]
+    assert all(0 < wait <= 200 for wait in waits), waits
+    for cleared, job in itertools.pairwise(jobs):
+        hand.write(cleared, 1)
+        field.later(waits[0] + 1)
+        hand.beat()
+        field.keep()
+        field.dispatch()
+        assert isinstance(hand.claim(field.mail.pop(job)), Claim), "its turn has come"
+
+
 def test_a_job_with_three_losses_is_a_suspect_until_it_gave_sixteen_tokens(field: Field) -> None:
     """A job that crashes every few tokens is isolated too, though each attempt gave some."""
     slow, other = field.submit(2)
@@ -171,6 +198,69 @@ def test_a_job_with_three_losses_is_a_suspect_until_it_gave_sixteen_tokens(field
     lose(field, hand)
     assert field.view(other).strikes == 0
     assert field.client.hget(keys.job(slow), "losses") == "4"
+
+
+def _proof(field: Field, hand: Hand, job: str) -> int:
+    """How many new tokens a claim says that the job must give by itself."""
+    field.dispatch()
+    claim = hand.claim(field.mail.pop(job))
+    assert isinstance(claim, Claim)
+    return claim.proof
+
+
+def test_the_claim_says_that_the_next_loss_decides(field: Field) -> None:
+    """After two strikes a job must give a token before others are let in, after nine losses sixteen."""
+    struck, slow = field.submit(2, max_tokens=1000)
+    hand = field.worker()
+    for strikes in range(3):
+        assert _proof(field, hand, struck) == (1 if strikes == 2 else 0)
+        if strikes < 2:
+            lose(field, hand)
+    hand.finish(struck)
+    for losses in range(10):
+        assert _proof(field, hand, slow) == (PROOF if losses == 9 else 0)
+        hand.write(slow, 3)
+        lose(field, hand)
+    assert field.state(slow) == "dead"
+
+
+def test_nobody_is_dead_for_what_another_may_have_done(field: Field) -> None:
+    """The last strike counts only if every other job aboard had given 16 tokens; until then there are two."""
+    suspect, other = field.submit(2, max_tokens=1000)
+    hand = field.worker()
+    for _ in range(2):
+        field.run(hand, suspect)
+        lose(field, hand)
+    for gained in (0, PROOF - 1):
+        field.run(hand, suspect)
+        field.run(hand, other)
+        if gained:
+            hand.runs[other].generate(gained)
+            hand.beat()
+        lose(field, hand)
+        assert (field.state(suspect), field.view(suspect).strikes) == ("queued", 2)
+        field.client.hdel(keys.job(other), "strikes", "losses")
+    field.run(hand, suspect)
+    field.run(hand, other)
+    hand.write(other, PROOF)
+    lose(field, hand)
+    assert (field.state(suspect), field.state(other)) == ("dead", "queued")
+
+
+def test_who_kills_beside_a_suspect_is_noticed_too(field: Field) -> None:
+    """A job that always dies with a suspect aboard gathers losses, and is a suspect itself after three."""
+    suspect, sly = field.submit(2, max_tokens=1000)
+    hand = field.worker()
+    field.run(hand, suspect)
+    lose(field, hand)
+    for losses in (1, 2, 3):
+        field.run(hand, suspect)
+        field.run(hand, sly)
+        lose(field, hand)
+        assert field.client.hget(keys.job(sly), "losses") == str(losses)
+    field.run(hand, suspect)
+    field.dispatch()
+    assert hand.claim(field.mail[sly]) == Refusal("suspect")
 
 
 def test_neighbours_of_poison_never_die(field: Field) -> None:

@@ -1,0 +1,88 @@
+"""The outermost layer: every request gets an id, and whatever is raised becomes an answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import traceback
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Router
+from starlette.types import Receive, Scope, Send
+
+from api.answers import Answer, Header
+from api.errors import Gone, answer_to, answer_to_bug, answer_to_http
+from farm.errors import FarmError
+
+_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+log = structlog.get_logger(__name__)
+
+
+class Gate:
+    """An ASGI app around a router. An id that the caller gave is kept, if it is fit for headers and logs."""
+
+    def __init__(self, router: Router, *, logs_requests: bool) -> None:
+        self._router = router
+        self._logs_requests = logs_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)
+            return
+        began = time.perf_counter()
+        state = scope.setdefault("state", {})
+        request_id = _id_of(scope["headers"])
+        status = 0
+
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if not status:
+                status = message["status"]
+                message["headers"] = [*message["headers"], *state.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        error: Answer | None = None
+        try:
+            await self._router(scope, receive, answer)
+        except Gone:
+            return
+        except FarmError as raised:
+            error = answer_to(raised)
+        except HTTPException as raised:
+            error = answer_to_http(raised, self._methods(scope))
+        except Exception as raised:
+            _log_bug(raised, request_id)
+            error = answer_to_bug()
+        if error is not None and not status:  # an answer that has begun can only be broken off
+            await error(scope, receive, answer)
+        if self._logs_requests:
+            log.debug(
+                "request",
+                request_id=request_id.decode(),
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                ms=round(1000 * (time.perf_counter() - began), 1),
+            )
+
+    def _methods(self, scope: Scope) -> set[str]:
+        """All that a path knows, over all of its routes."""
+        found = (route for route in self._router.routes if route.matches(scope)[0] is not Match.NONE)
+        return {method for route in found for method in getattr(route, "methods", None) or ()}
+
+
+def _id_of(headers: list[Header]) -> bytes:
+    for name, value in headers:
+        if name == b"x-request-id" and _ID.match(value):
+            return value
+    return os.urandom(12).hex().encode()
+
+
+def _log_bug(raised: Exception, request_id: bytes) -> None:
+    # Neither the message nor any value: they may hold a prompt.
+    where = "".join(traceback.format_tb(raised.__traceback__))
+    log.error("request failed", request_id=request_id.decode(), error=type(raised).__name__, where=where)

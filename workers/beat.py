@@ -1,0 +1,58 @@
+"""The thread by which a worker shows the ledger that it lives, over and over, whatever the server does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from farm.errors import ServerUnreachable
+
+log = structlog.get_logger(__name__)
+
+
+class Beat:
+    """Calls ``call``, which may raise, every ``interval_s()`` seconds from one beginning to the next."""
+
+    def __init__(self, call: Callable[[], None], interval_s: Callable[[], float]) -> None:
+        self.is_answered = True
+        """Whether the server answered the latest call."""
+        self._call = call
+        self._interval_s = interval_s
+        self._began = time.monotonic()
+        self._woken = threading.Event()
+        self._stopped = threading.Event()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the latest call began."""
+        return time.monotonic() - self._began
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="beat", daemon=True).start()
+
+    def wake(self) -> None:
+        """Have the interval looked at again: it may be shorter now."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._woken.set()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._began = time.monotonic()
+            try:
+                self._call()
+                self.is_answered = True
+            except ServerUnreachable as error:
+                if self.is_answered:
+                    log.warning("server_unreachable", error=str(error))
+                self.is_answered = False
+            except Exception:
+                log.exception("beat_failed")
+            while not self._stopped.is_set() and (left_s := self._began + self._interval_s() - time.monotonic()) > 0:
+                if self._woken.wait(left_s):
+                    self._woken.clear()
