@@ -19,6 +19,7 @@ from api.routes.docs import DocsRoutes
 from api.routes.events import EventRoutes
 from api.routes.health import HealthRoutes
 from api.routes.jobs import JobRoutes
+from api.routes.playground import PlaygroundRoutes
 from api.service import Service
 from farm import __version__
 from farm.local.discover import discover
@@ -34,12 +35,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     service = Service(settings)
     guard = Guard(service)
     app = Api(service)
-    jobs, events, completions, health, docs = (
+    jobs, events, completions, health, docs, playground = (
         JobRoutes(service, guard),
         EventRoutes(service, guard),
         CompletionRoutes(service, guard),
         HealthRoutes(service),
         DocsRoutes(app),
+        PlaygroundRoutes(),
     )
     add = app.add_api_route
     add("/v1/jobs", jobs.submit, methods=["POST"], **operations.SUBMIT)
@@ -52,7 +54,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add("/v1/models/{model}", completions.model, methods=["GET"], **openai_operations.MODEL)
     add("/livez", health.livez, methods=["GET"], **operations.LIVEZ)
     add("/readyz", health.readyz, methods=["GET"], **operations.READYZ)
-    for path, endpoint in (("/docs", docs.page), ("/docs/{name}", docs.asset), ("/openapi.json", docs.openapi)):
+    for path, endpoint in (
+        ("/", playground.root),
+        ("/playground", playground.page),
+        ("/playground/{name}", playground.asset),
+        ("/docs", docs.page),
+        ("/docs/{name}", docs.asset),
+        ("/openapi.json", docs.openapi),
+    ):
         add(path, endpoint, methods=["GET"], include_in_schema=False, response_model=None)
     return app
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
 from api.batching import Batcher
 from api.newsroom import Newsroom
+from farm.calls import Calls
 from farm.errors import FarmError, JobNotFound, ServerUnreachable
 from farm.ledger.forecast import Standing
 from farm.ledger.jobs import SUBMIT_CHUNK, Jobs, Submission
@@ -48,7 +49,7 @@ class Service:
         self.jobs = Jobs(settings)
         self.checks = PromptCheck(self.jobs)
         self._reader = Reader(self.jobs)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="api-call")
+        self._calls = Calls(THREADS, settings.redis.timeout_s, "api-call")
         self._batchers: list[Batcher[Any, Any]] = []
         self._submits = self.batcher(self._submit_each, SUBMIT_CHUNK)
         self._views = self.batcher(self._view_each, VIEWS_PER_CALL)
@@ -91,7 +92,7 @@ class Service:
 
     async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that blocks on a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+        return await self._calls.run(partial(call, *args, **kwargs))
 
     def batcher(self, call: Callable[[list[T]], Sequence[R | Exception]], most: int) -> Batcher[T, R]:
         """A batcher that ends with the service."""
@@ -111,7 +112,7 @@ class Service:
         self._reader.close()
         for batcher in self._batchers:
             batcher.close()
-        self._threads.shutdown()
+        self._calls.close()
         self.jobs.client.close()
 
     # On a thread.

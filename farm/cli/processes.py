@@ -91,10 +91,11 @@ def api(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run the REST API: jobs over HTTP; /docs on it shows how.
+    """Run the REST API.
 
-    Requests need a key (farm keys create), but for the farm that farm up runs on this machine. SIGTERM or Ctrl-C ends
-    it: what it has begun is answered, and whoever follows a job is told to come back.
+    Its page /docs shows what it can do. Requests need a key (farm keys create), but for the farm that farm up runs on
+    this machine. SIGTERM or Ctrl-C ends it: what it has begun is answered, and whoever follows a job is told to come
+    back.
     """
     # Whether keys are needed must be asked before the server is found: a local farm names none.
     wanted = rest.with_keys(with_values(load_settings(), api=given(host=host, port=port, processes=processes)))

@@ -105,9 +105,9 @@ class client_of:  # noqa: N801
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[Served]:
+def serving(settings: Settings, port: int = 0) -> Iterator[Served]:
     """The API behind uvicorn, in a thread: sockets, protocol and limits as in production."""
-    with listen("127.0.0.1", 0, "") as listener:
+    with listen("127.0.0.1", port, "") as listener:
         app = create_app(settings)
         server = uvicorn.Server(config_of(settings, lambda: app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

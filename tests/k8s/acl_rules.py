@@ -25,7 +25,7 @@ RULES = REPOSITORY / "k8s" / "base" / "redis" / "users.acl"
 
 LEDGER = "farm/ledger/"
 CLIENT = ("jobs.py", "listing.py", "streams.py", "usage.py")
-SUBMITTING = {"submit", "cancel", "position", "pieces", "mark"} & set(scripts.NAMES)
+SUBMITTING = {"submit", "cancel", "position", "pieces", "mark"}
 # What each role runs of ours: scripts, and modules of the ledger that send commands themselves.
 RUNS = {
     "producer": (SUBMITTING, CLIENT),

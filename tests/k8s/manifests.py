@@ -143,10 +143,7 @@ class Workload:
         """The settings that a container's environment makes. Raises SettingsError for a wrong name or value."""
         environ = {name: KUBELET.get(text, text) for name, text in self.environ(container).items()}
         environ["FARM_REDIS__URL"] = re.sub(r"<[^>]*>", "secret", environ.get("FARM_REDIS__URL", "redis://none"))
-        unknown = () if "api" in Settings.model_fields else ("FARM_API__",)
-        return load_settings(
-            {name: text for name, text in environ.items() if name.startswith("FARM_") and not name.startswith(unknown)}
-        )
+        return load_settings({name: text for name, text in environ.items() if name.startswith("FARM_")})
 
     def _value(self, entry: Object, earlier: dict[str, str], secrets: dict[str, dict[str, str]]) -> str:
         if "value" in entry:

@@ -25,11 +25,11 @@ PLACEHOLDER = "CHANGE-ME"
 def _choices() -> list[tuple[str, tuple[str, ...]]]:
     # keda-zero says how keda scales; alone it says nothing.
     alone = [("keda", name) if name == "keda-zero" else (name,) for name in COMPONENTS]
-    return list(itertools.product(OVERLAYS, [(), *alone, EVERYTHING]))
+    return [*itertools.product(OVERLAYS, [(), EVERYTHING]), *(("gpu", components) for components in alone)]
 
 
 def test_every_choice_builds() -> None:
-    """Each overlay builds plain, with each component and with all of them, and never names an object twice."""
+    """Each overlay builds plain and with all components, one with each alone; no build names an object twice."""
     with ThreadPoolExecutor(4) as pool:
         for made in pool.map(lambda choice: build(*choice), _choices()):
             names = [_name(found) for found in made.objects]
@@ -37,15 +37,19 @@ def test_every_choice_builds() -> None:
 
 
 def test_every_object_is_valid() -> None:
-    """Each object fits its schema strictly, in the oldest and the newest Kubernetes; a kind without a schema fails."""
+    """Each object fits its schema strictly in the newest Kubernetes, overlay gpu's in the oldest too.
+
+    A kind without a schema fails.
+    """
     made = [build(overlay, components) for overlay in OVERLAYS for components in ((), EVERYTHING)]
     different = {json.dumps(found, sort_keys=True): found for one in made for found in one.objects}
-    for found in different.values():
+    production = {json.dumps(found, sort_keys=True) for found in build("gpu", EVERYTHING).objects}
+    for text, found in different.items():
         if schema := _custom_schema(found):
             jsonschema.Draft7Validator(schema).validate(found)
             continue
         assert _is_built_in(found), f"{_name(found)}: no schema; add the CRD's to tests/k8s/schemas"
-        for version in (OLDEST, NEWEST):
+        for version in (OLDEST, NEWEST) if text in production else (NEWEST,):
             kubernetes_validate.validate(found, version, strict=True)
 
 

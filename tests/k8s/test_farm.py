@@ -17,7 +17,6 @@ import pytest
 from celery import Celery, chord, group
 
 from farm import Farm
-from farm.cli.main import COMMANDS
 from farm.contracts import JobState
 from farm.settings import Settings, load_settings
 from tests.conftest import tool, wait_until
@@ -25,9 +24,13 @@ from tests.k8s.manifests import build, clean_environ
 from tests.k8s.pods import LOOPBACK, Cluster, Pod
 
 MAIN, BACKUP = "bloom7b1-inference", "bloom7b1-inference-backup"
-PODS = {MAIN: "main-0", BACKUP: "backup-0", "bloomfarm-system": "system-0", "bloomfarm-flower": "flower-0"}
-if "api" in COMMANDS:
-    PODS["bloom7b1-inference-api"] = "api-0"
+PODS = {
+    MAIN: "main-0",
+    BACKUP: "backup-0",
+    "bloom7b1-inference-api": "api-0",
+    "bloomfarm-system": "system-0",
+    "bloomfarm-flower": "flower-0",
+}
 # The image has its kernels compiled; here the developer's cache has them.
 WARM = {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))}
 
@@ -123,7 +126,6 @@ def test_flower_sees_workers_and_tasks(cluster: Cluster) -> None:
     assert not _denials(cluster)
 
 
-@pytest.mark.skipif("api" not in COMMANDS, reason="this farm has no REST API")
 def test_the_api_answers_with_a_key_of_the_operators(cluster: Cluster) -> None:
     """The operator makes a key; with it, and not without, the API takes a job, answers it and lists it."""
     farm = ["farm", "keys", "create", "--tenant", "shop", "--json"]

@@ -158,7 +158,7 @@ def test_a_replica_takes_over_and_nothing_is_lost(trio: Trio) -> None:
     assert first is not None
     with trio.client(first, "worker") as client:
         client.set("{farm}:seq", "41")
-        assert client.execute_command("WAITAOF", 1, 1, 5000) == [1, 1]
+        assert min(client.execute_command("WAITAOF", 1, 1, 5000)) >= 1
     second = trio.fail_over()
     with trio.client(second, "worker") as client:
         assert client.incrby("{farm}:seq", 1) == 42
