@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run, print figures, and return 0 if every promise was kept, 1 if not, 2 for a file that is no run of ours."""
     args = _arguments(argv)
     if args.all:
-        return suite.main(_seed(args), _folder(args), keeps_all=args.keep is not None, to_docs=args.docs)
+        return suite.main(
+            _seed(args), _folder(args), jobs=args.jobs, keeps_all=args.keep is not None, to_docs=args.docs
+        )
     try:
         if args.check:
             return _report(judge(args.check))
@@ -59,7 +61,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--check", type=Path, metavar="DIR", help="judge a run that was kept, again; nothing is run")
     add("--seed", type=int, help="draw the schedule from this number; a random one unless given")
     add("--seconds", type=float, help="how long faults go on at most; the profile's own unless given")
-    add("--jobs", type=int, help="end when so many jobs are over")
+    add("--jobs", type=int, help="end when so many jobs are over; with --all, in its large runs")
     add("--keep", type=Path, metavar="DIR", help="keep everything here, also when all went well")
     add("--docs", action="store_true", help="with --all: write the table into docs/guarantees.md")
     add("--dry-run", action="store_true", help="print the schedule and do nothing")
