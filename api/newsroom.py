@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 from api.errors import StreamsFull
-from farm.ledger.streams import News, Reader, Watch
+from farm.ledger.streams import Reader
+from farm.ledger.watch import News, Watch
 
 
 class Listener:

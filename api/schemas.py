@@ -107,6 +107,8 @@ class Job(_Shape):
     attempt: int
     strikes: int
     """How often in a row its worker died before it gave a token."""
+    losses: int
+    """How often in a row its worker died before it gave 16 tokens."""
     text: str
     """The text so far; all of it once the job has ended."""
     token_ids: list[int] | None = None
@@ -192,6 +194,7 @@ def job_example() -> dict[str, Any]:
         "eta_s": None,
         "attempt": 1,
         "strikes": 0,
+        "losses": 0,
         "text": ", there was a goat who lived on a hill.",
         "finish_reason": "length",
         "usage": {"prompt_tokens": 4, "completion_tokens": 11, "total_tokens": 15, "resumed_tokens": 0},

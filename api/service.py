@@ -16,7 +16,8 @@ from farm.calls import Calls
 from farm.errors import FarmError, JobNotFound, ServerUnreachable
 from farm.ledger.forecast import Standing
 from farm.ledger.jobs import SUBMIT_CHUNK, Jobs, Submission
-from farm.ledger.streams import Reader, Watch
+from farm.ledger.streams import Reader
+from farm.ledger.watch import Watch
 from farm.prompts import PromptCheck
 from farm.results import JobView
 from farm.settings import Settings

@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from farm.aio import AsyncFarm, AsyncJob
-    from farm.client import Farm, Job
+    from farm.aio import AsyncFarm
+    from farm.aio_job import AsyncJob
+    from farm.client import Farm
     from farm.contracts import JobState, Request
     from farm.errors import (
         DeadlineUnmeetable,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         JobExpired,
         JobFailed,
         JobGone,
+        JobNotDead,
         JobNotFound,
         JobNotSucceeded,
         PromptTooLong,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         ServerUnreachable,
         TooManyRequests,
     )
+    from farm.job import Job
     from farm.ledger.usage import UsageDay
     from farm.results import Completion, Delta, JobView
     from farm.settings import Settings, load_settings
@@ -41,8 +44,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "farm.aio": ("AsyncFarm", "AsyncJob"),
-    "farm.client": ("Farm", "Job"),
+    "farm.aio": ("AsyncFarm",),
+    "farm.aio_job": ("AsyncJob",),
+    "farm.client": ("Farm",),
+    "farm.job": ("Job",),
     "farm.contracts": ("JobState", "Request"),
     "farm.results": ("Completion", "Delta", "JobView"),
     "farm.errors": (
@@ -56,6 +61,7 @@ _HOMES = {
         "JobExpired",
         "JobFailed",
         "JobGone",
+        "JobNotDead",
         "JobNotFound",
         "JobNotSucceeded",
         "PromptTooLong",
@@ -87,6 +93,7 @@ __all__ = [
     "JobExpired",
     "JobFailed",
     "JobGone",
+    "JobNotDead",
     "JobNotFound",
     "JobNotSucceeded",
     "JobState",

@@ -15,21 +15,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import BinaryIO, TypeVar
 
 from farm.batch_file import Answers, OutputUnusable, Standing
 from farm.batch_lines import DUPLICATE_ID, Line, answer, numbered_lines, parse_line, refusal
-from farm.client import Farm, draw
+from farm.client import Farm
 from farm.contracts import JobState
 from farm.errors import FarmError, InvalidRequest, JobNotFound
-from farm.flow import CHUNK, not_succeeded
+from farm.flight import draw
+from farm.flow import CHUNK, MOST_RESUBMISSIONS, not_succeeded
 from farm.ledger.jobs import Piece, Submission
-from farm.ledger.streams import News, Watch
+from farm.ledger.watch import News, Watch
 from farm.patience import patiently
 
 DEFAULT_WINDOW = 1_000
 COUNTED_BYTES = 4 << 30
+LISTEN_S = 1.0
 NOTICE_S = 10.0  # an outage is mentioned at most so often
 
 T = TypeVar("T")
@@ -51,6 +53,7 @@ class BatchReport:
     failed: int = 0
     skipped: int = 0
     in_flight: int = 0
+    retried: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     elapsed_s: float = 0.0
@@ -69,6 +72,7 @@ def run_batch(
     defaults: Mapping[str, object] | None = None,
     window: int = DEFAULT_WINDOW,
     run_id: str | None = None,
+    retry_errors: bool = False,
     on_progress: Callable[[BatchReport], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
 ) -> BatchReport:
@@ -76,7 +80,9 @@ def run_batch(
 
     source: a file, or ``-`` for standard input; while one of its lines is awaited, answers wait too.
     defaults: fields for lines that don't say. window: most jobs in flight. run_id: whose jobs to take up again; the
-    target's path unless given, so that another id answers all lines anew. on_progress: called after each round.
+    target's path unless given, so that another id answers all lines anew. retry_errors: ask lines again whose error may
+    not come again (dead, expired, cancelled, out of retries); their errors are taken out of the target first.
+    on_progress: called after each round, and every second between.
     A bad line gets an error in its place. Outages are waited out, however long, and mentioned to ``on_notice``.
     An interrupt leaves a target to go on from; jobs in flight run on.
     Raises OutputUnusable, InvalidRequest (window), OSError.
@@ -84,9 +90,9 @@ def run_batch(
     if window < 1:
         raise InvalidRequest("window", f"{window} is out of range; give 1 or more jobs in flight")
     target = Path(target)
-    with _opened(source, target) as (file, total), Answers(target) as answers:
+    with _opened(source, target) as (file, total), Answers(target, retry_errors=retry_errors) as answers:
         batch = _Batch(farm, answers, defaults or {}, window, run_id or str(target.absolute()), on_notice)
-        batch.report = BatchReport(total)
+        batch.report = BatchReport(total, retried=answers.retried)
         with closing(batch):
             for report in batch.run(numbered_lines(file)):
                 if on_progress is not None:
@@ -119,6 +125,7 @@ class _Flight:
     line: Line
     submission: Submission
     is_taken_up: bool = False
+    resubmissions: int = 0
     watch: Watch | None = None
 
 
@@ -160,9 +167,7 @@ class _Batch:
                     yield self._now()
                     continue
             if self._flying:
-                self._hear(*self._inbox.get())
-                while not self._inbox.empty():
-                    self._hear(*self._inbox.get())
+                self._listen()
             yield self._now()
 
     def close(self) -> None:
@@ -234,13 +239,26 @@ class _Batch:
             watches.append(flight.watch)
         self._patiently(lambda: self._farm.reader.watch(watches))
 
+    def _listen(self) -> None:
+        """Wait for news, a second at the most, and take all that is there."""
+        try:
+            self._hear(*self._inbox.get(timeout=LISTEN_S))
+            while not self._inbox.empty():
+                self._hear(*self._inbox.get())
+        except Empty:
+            if (trouble := self._farm.reader.trouble) is not None:
+                self._say(trouble)
+
     def _hear(self, job_id: str, news: News) -> None:
         """Write a job's answer, or see to it that there will be one."""
         flight = self._flying.pop(job_id, None)
         if flight is None or isinstance(news, Piece):
             return
-        if isinstance(news, JobNotFound):  # a restored server has forgotten it
+        if isinstance(news, JobNotFound) and flight.resubmissions < MOST_RESUBMISSIONS:
+            flight.resubmissions += 1  # a restored server has forgotten it
             self._send([flight])
+        elif isinstance(news, JobNotFound):
+            self._refuse(refusal(flight.line, news, job_id=job_id))
         elif isinstance(news, FarmError):
             if not news.retryable:
                 raise news

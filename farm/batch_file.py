@@ -11,6 +11,9 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
+import tempfile
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self
@@ -39,12 +42,18 @@ class Standing(Enum):
 class Answers:
     """The answers of a batch. Use it in a ``with``; one process at a time may."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the file. Raises OutputUnusable, OSError."""
+    def __init__(self, path: Path, *, retry_errors: bool = False) -> None:
+        """Open or make the file. retry_errors: take errors out that may not come again, so that their lines are new.
+
+        Raises OutputUnusable, OSError.
+        """
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self.retried = 0
+        """How many errors were taken out."""
+        self._file = _open_locked(path)
         try:
-            self._lock()
+            if retry_errors:
+                self._take_errors_out()
             # done: has an answer; repeats: refusals of later lines with its id; seen: lines of this run with it.
             self._ids = sqlite3.connect("", isolation_level=None)
             self._ids.execute("PRAGMA journal_mode = OFF")
@@ -92,11 +101,31 @@ class Answers:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _lock(self) -> None:
+    def _take_errors_out(self) -> None:
+        """Put a copy without retryable errors in the file's place; after a crash it is the old one or the new."""
+        place = self._path.resolve()
+        before = os.fstat(self._file)
+        if not stat.S_ISREG(before.st_mode):
+            raise OutputUnusable(f"{self._path} is no ordinary file; errors can't be taken out of it")
+        copy, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputUnusable(f"{self._path} is being written by another batch; wait for it or stop it") from None
+            fcntl.flock(copy, fcntl.LOCK_EX)
+            with os.fdopen(os.dup(self._file), "rb") as old, os.fdopen(os.dup(copy), "wb") as new:
+                old.seek(0)
+                for line in old:
+                    if _is_retryable_error(line):
+                        self.retried += 1
+                    else:
+                        new.write(line)
+            if self.retried:
+                os.fchmod(copy, stat.S_IMODE(before.st_mode))
+                os.fsync(copy)
+                Path(name).replace(place)
+                fcntl.fcntl(copy, fcntl.F_SETFL, fcntl.fcntl(copy, fcntl.F_GETFL) | os.O_APPEND)
+                self._file, copy = copy, self._file
+        finally:
+            os.close(copy)
+            Path(name).unlink(missing_ok=True)
 
     def _read(self) -> None:
         """Learn the answers that are there, and cut off a line that a crash has torn."""
@@ -137,6 +166,31 @@ class Answers:
 
     def _foreign(self, where: str) -> OutputUnusable:
         return OutputUnusable(f"{self._path}: {where} is no answer of a batch; choose another output file")
+
+
+def _open_locked(path: Path) -> int:
+    """The file, for this process alone. Raises OutputUnusable, OSError."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise OutputUnusable(f"{path} is being written by another batch; wait for it or stop it") from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        os.close(file)  # a batch that has just ended had put another file in its place
+
+
+def _is_retryable_error(line: bytes) -> bool:
+    if line.startswith(START) and b',"response":null,"error":{' not in line:
+        return False  # as most are: not worth parsing
+    try:
+        record = json.loads(line)
+        return record["error"]["retryable"] is True and isinstance(record["custom_id"], str)
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return False
 
 
 def _head(line: bytes) -> dict[str, Any] | None:

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from farm.contracts import Request, parse_request
-from farm.errors import FarmError, InvalidRequest, nearest
+from farm.errors import (
+    FarmError,
+    InvalidRequest,
+    JobCancelled,
+    JobDead,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    nearest,
+)
 from farm.openai_shapes import completion_body, values_of_body
 from farm.results import JobView
 
@@ -80,11 +89,19 @@ def answer(line: Line, job: JobView) -> dict[str, Any]:
 def refusal(line: Line, error: FarmError, *, job_id: str | None = None, prefix: str = ID) -> dict[str, Any]:
     """What is written for a line that got no completion."""
     body: dict[str, Any] = {"code": error.code, "message": f"line {line.number}: {error}", "line": line.number}
+    body["retryable"] = is_retryable(error)
     if isinstance(error, InvalidRequest):
         body["param"] = error.field
     if job_id is not None:
         body["job_id"] = job_id
     return {"id": prefix + (job_id or uuid.uuid4().hex), "custom_id": line.custom_id, "response": None, "error": body}
+
+
+def is_retryable(error: FarmError) -> bool:
+    """Whether the same line may fare better another time: neither it nor the model's word on it is at fault."""
+    if isinstance(error, JobFailed):
+        return error.job is not None and error.job.error is not None and error.job.error.retryable
+    return error.retryable or isinstance(error, JobDead | JobExpired | JobCancelled | JobNotFound)
 
 
 def _object(raw: bytes | None) -> dict[str, object]:

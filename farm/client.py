@@ -10,13 +10,11 @@ It knows the ledger and nothing of Celery or models. A ``Farm`` may be shared by
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from itertools import islice
-from queue import Empty, SimpleQueue
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from queue import SimpleQueue
+from typing import Literal, Self, TypeVar, Unpack, overload
 
 from farm.contracts import JobState
 from farm.errors import (
@@ -27,91 +25,22 @@ from farm.errors import (
     InvalidRequest,
     ServerUnreachable,
 )
-from farm.flow import DEFAULT_WINDOW, Flow, Result, not_succeeded, result_of
-from farm.ledger.jobs import Jobs, Piece, Submission
+from farm.flight import Flight, deliver, run
+from farm.flow import DEFAULT_WINDOW, Flow, Result
+from farm.job import Job
+from farm.ledger.dead import dead_ids
+from farm.ledger.jobs import Jobs, Submission
 from farm.ledger.listing import each_job
-from farm.ledger.streams import News, Reader, Watch
+from farm.ledger.streams import Reader
 from farm.ledger.usage import UsageDay, read_usage
+from farm.ledger.watch import News, Watch
 from farm.local.discover import discover, running_farm, with_url
 from farm.patience import patiently
 from farm.prompts import Params, Placer, Prompt, PromptCheck, check_samples
-from farm.results import Completion, Delta, JobView
+from farm.results import Completion, JobView
 from farm.settings import Settings, load_settings
 
-DRAW_S = 0.05  # a slow source of prompts must not hold up those drawn already
-
 T = TypeVar("T")
-
-
-class Job:
-    """One submitted prompt. Two of the same id are equal; it may be used from any thread and process."""
-
-    __slots__ = ("farm", "id")
-
-    def __init__(self, farm: Farm, job_id: str) -> None:
-        self.farm = farm
-        self.id = job_id
-
-    def status(self) -> JobView:
-        """How the job stands, its text so far, its place in line. Raises JobNotFound, JobGone, ServerUnreachable."""
-        with self.farm.ledger.in_time():
-            return self.farm.ledger.view(self.id, with_position=True)
-
-    def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the completion, at most ``timeout`` seconds.
-
-        Raises JobFailed, JobDead, JobExpired or JobCancelled, whose ``job`` holds the partial text and the history;
-        TimeoutError (the job runs on); JobNotFound, JobGone; ServerUnreachable if the server can't be asked at first or
-        is silent for ``client.outage_s``.
-        """
-        with self.farm.watching([self.id]) as inbox:
-            try:
-                _, news = inbox.get(timeout=None if timeout is None else max(0.0, timeout))
-            except Empty:
-                raise TimeoutError(
-                    f"job {self.id} has not ended within {timeout:g} s; it runs on: wait again, or cancel it"
-                ) from None
-        result = result_of(news)
-        if isinstance(result, FarmError):
-            raise result
-        return result
-
-    def stream(self, start: int = 0) -> Iterator[Delta]:
-        """The text as it is generated, from token index ``start`` on; ends with the job.
-
-        No text is missed or repeated when workers die. Raises like ``result`` when the job does not succeed.
-        """
-        check_start(start)
-        with self.farm.watching([self.id], start=start) as inbox:
-            while True:
-                _, news = inbox.get()
-                if isinstance(news, FarmError):
-                    raise news
-                assert isinstance(news, Piece)
-                if delta := delta_of(news):
-                    yield delta
-                if news.state.is_terminal:
-                    break
-        if news.state is not JobState.SUCCEEDED:
-            raise not_succeeded(self.farm.ledger.view(self.id))
-
-    def cancel(self) -> JobState:
-        """End the job unless it has ended. Returns its state then: ``cancelled``, or how it had ended before.
-
-        Raises JobNotFound, JobGone, ServerUnreachable.
-        """
-        with self.farm.ledger.in_time():
-            [state] = self.farm.ledger.cancel([self.id])
-            return state or self.farm.ledger.view(self.id).state
-
-    def __repr__(self) -> str:
-        return f"Job({self.id!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and other.id == self.id
-
-    def __hash__(self) -> int:
-        return hash(self.id)
 
 
 class Farm:
@@ -129,6 +58,7 @@ class Farm:
         self.ledger = Jobs(self.settings)
         self.reader = Reader(self.ledger)
         self.prompts = PromptCheck(self.ledger)
+        self.flights: set[Flight] = set()
         self._owned = ExitStack()
 
     @classmethod
@@ -186,7 +116,10 @@ class Farm:
     def generate(
         self, prompt: str | Sequence[int], *, timeout: float | None = None, **params: Unpack[Params]
     ) -> Completion:
-        """Submit a prompt and wait for its completion. Raises like ``submit`` and ``Job.result``."""
+        """Submit a prompt and wait for its completion. Raises like ``submit`` and ``Job.result``.
+
+        timeout: for the wait, once the job is submitted.
+        """
         return self.submit(prompt, **params).result(timeout)
 
     def job(self, job_id: str) -> Job:
@@ -233,11 +166,11 @@ class Farm:
         """Completions of many prompts, in their order, in bounded memory; the prompts may be endless.
 
         window: most jobs between submission and delivery. return_exceptions: deliver errors in their places rather than
-        raise the first one. Prompts are drawn in the caller's thread. Jobs in flight when the caller stops are
-        cancelled.
+        raise the first one. Prompts are drawn in the caller's thread. Leaving the loop early, by break or by an error,
+        cancels the jobs that were submitted and not delivered; a ``map`` kept in a name has a ``close`` for that.
         Raises like ``submit`` and ``Job.result``; rides out outages up to ``client.outage_s``.
         """
-        return _deliver(self._flow(prompts, window, True, params), return_exceptions)
+        return deliver(self._flow(prompts, window, True, params), return_exceptions)
 
     @overload
     def as_completed(
@@ -269,25 +202,48 @@ class Farm:
 
         Tell them apart by ``id``, or by ``metadata`` given with each prompt.
         """
-        return _deliver(self._flow(prompts, window, False, params), return_exceptions)
+        return deliver(self._flow(prompts, window, False, params), return_exceptions)
+
+    def dead(self, *, limit: int = 100, model: str | None = None, tenant: str | None = None) -> list[JobView]:
+        """Jobs that are dead, the latest first: of a model, of a tenant; all if not said. ``Job.retry`` revives one.
+
+        Raises ServerUnreachable.
+        """
+        views = self.ledger.views(dead_ids(self.ledger, limit=limit, model=model, tenant=tenant))
+        return [view for view in views if view is not None]
 
     @contextmanager
-    def watching(self, job_ids: Iterable[str], *, start: int | None = None) -> Iterator[SimpleQueue[tuple[str, News]]]:
-        """News of jobs in a queue: their ends, or with ``start`` their tokens from that index on."""
+    def watching(
+        self, job_ids: Iterable[str], *, start: int | None = None, asked: Callable[[], object] | None = None
+    ) -> Iterator[SimpleQueue[tuple[str, News]]]:
+        """News of jobs in a queue: their ends, or with ``start`` their tokens from that index on.
+
+        asked: do not wait for the server; call this, from another thread, once it has said how the jobs stand.
+        Without it, raises ServerUnreachable if the server has never answered this client.
+        """
         inbox: SimpleQueue[tuple[str, News]] = SimpleQueue()
         watches = [Watch(job_id, lambda *news: inbox.put(news), start=start) for job_id in job_ids]
         try:
-            with self.ledger.in_time():
-                self.reader.watch(watches)
+            if asked is None:
+                with self.ledger.in_time():
+                    self.reader.watch(watches)
+            else:
+                self.reader.ask(watches, asked)
             yield inbox
         finally:
             self.reader.unwatch(watches)
 
+    def patiently(self, call: Callable[[], T]) -> T:
+        """Make a call that may be made twice, and ride out an outage of up to ``client.outage_s``.
+
+        A server that has never answered is no outage: then it fails at once. Raises ServerUnreachable, ServerFull.
+        """
+        return patiently(call, self.settings.client.outage_s if self.ledger.has_answered else 0.0)
+
     def send(self, submissions: Sequence[Submission]) -> tuple[list[str], dict[str, FarmError]]:
         """Submit, riding out an outage. Returns the ids of jobs that are new, and those refused with the reason."""
-        outage_s = self.settings.client.outage_s
         try:
-            words = patiently(partial(self.ledger.submit, submissions), outage_s)
+            words = self.patiently(partial(self.ledger.submit, submissions))
         except (IdempotencyConflict, ExceedsQuota, DeadlineUnmeetable) as error:
             if len(submissions) == 1:
                 return [], {submissions[0].id: error}
@@ -297,12 +253,25 @@ class Farm:
             return new, {job_id: error for _, refused in answers for job_id, error in refused.items()}
         return [job.id for job, is_new in zip(submissions, words, strict=True) if is_new], {}
 
-    def close(self) -> None:
-        """Let go of connections. Jobs run on; whoever waits for one in another thread gets a FarmError.
+    def abandon(self, job_ids: Iterable[str]) -> None:
+        """Cancel jobs that nobody waits for any more, if the server can be asked."""
+        wanted = list(job_ids)
+        if not wanted:
+            return
+        with suppress(ServerUnreachable):
+            self.ledger.cancel(wanted)
+        if self.reader.is_closed:
+            self.ledger.client.close()
 
-        A farm that ``local`` started is stopped; what it had accepted goes on when a farm is started there again.
+    def close(self) -> None:
+        """Let go of connections, and cancel what a ``map`` has in flight. Other jobs run on.
+
+        Whoever waits in another thread gets a FarmError. A farm that ``local`` started is stopped; what it had accepted
+        goes on when a farm is started there again.
         """
         self.reader.close()
+        for flight in list(self.flights):
+            flight.leave()
         self.ledger.client.close()
         self._owned.close()
 
@@ -322,80 +291,4 @@ class Farm:
     def _flow(
         self, prompts: Iterable[Prompt | Job], window: int, is_ordered: bool, params: Params
     ) -> Generator[Result, None, None]:
-        return self._run_flow(Flow(window, is_ordered), self.placer(params), iter(prompts))
-
-    def _run_flow(self, flow: Flow, place: Placer, source: Iterator[Prompt | Job]) -> Generator[Result, None, None]:
-        inbox: SimpleQueue[tuple[str, News]] = SimpleQueue()
-        watches: dict[str, Watch] = {}
-        own: set[str] = set()
-        is_drained = False
-
-        def watch(job_ids: Iterable[str]) -> None:
-            new = {job_id: Watch(job_id, lambda *news: inbox.put(news)) for job_id in job_ids if job_id not in watches}
-            watches.update(new)
-            patiently(partial(self.reader.watch, list(new.values())), self.settings.client.outage_s)
-
-        def hear(job_id: str, news: News) -> None:
-            watches.pop(job_id, None)
-            own.discard(job_id)
-            if (lost := flow.hear(job_id, news)) is not None:
-                own.update(self.send([lost])[0])
-                watch([job_id])
-
-        try:
-            while True:
-                if not is_drained and (wanted := flow.wants):
-                    items, is_drained = draw(source, wanted)
-                    flow.adopt(item.id for item in items if isinstance(item, Job))
-                    new, refused = self.send(
-                        flow.admit(place.attempt(item for item in items if not isinstance(item, Job)))
-                    )
-                    own.update(new)
-                    flow.refuse(refused)
-                    watch(flow.flying)
-                while not inbox.empty():
-                    hear(*inbox.get())
-                yield from flow.ready()
-                if is_drained and flow.is_empty:
-                    return
-                if is_drained or not flow.wants:
-                    hear(*inbox.get())
-        finally:
-            self.reader.unwatch(watches.values())
-            with suppress(ServerUnreachable):
-                self.ledger.cancel(list(own))
-
-
-def delta_of(piece: Piece) -> Delta | None:
-    """What a piece adds to a stream, if anything."""
-    text = "".join(text for _, text in piece.tokens) + (piece.tail if piece.state.is_terminal else "")
-    if not piece.tokens and not text:
-        return None
-    return Delta(text, piece.start + len(piece.tokens), [token for token, _ in piece.tokens])
-
-
-def check_start(start: int) -> None:
-    """Raise InvalidRequest for an index that no token can have."""
-    if start < 0:
-        raise InvalidRequest("start", f"{start} is out of range; give a token index, 0 or more")
-
-
-def draw(source: Iterator[T], most: int) -> tuple[list[T], bool]:
-    """Up to ``most`` items, fewer from a slow source. Returns whether it has no more."""
-    items: list[T] = []
-    until = time.monotonic() + DRAW_S
-    for item in islice(source, most):
-        items.append(item)
-        if time.monotonic() > until:
-            return items, False
-    return items, len(items) < most
-
-
-def _deliver(flow: Generator[Result, None, None], return_exceptions: bool) -> Iterator[Any]:
-    try:
-        for result in flow:
-            if isinstance(result, FarmError) and not return_exceptions:
-                raise result
-            yield result
-    finally:
-        flow.close()
+        return run(self, Flow(window, is_ordered), self.placer(params), iter(prompts))

@@ -206,6 +206,13 @@ class JobCancelled(JobNotSucceeded):
     http_status = 409
 
 
+class JobNotDead(FarmError):
+    """Only a dead job can be retried or purged by hand."""
+
+    code = "job_not_dead"
+    http_status = 409
+
+
 class ModelRefused(FarmError):
     """A checkpoint can't be served: missing, of another architecture, or holding pickled weights."""
 

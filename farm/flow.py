@@ -21,7 +21,7 @@ from farm.errors import (
     JobNotSucceeded,
 )
 from farm.ledger.jobs import Piece, Submission
-from farm.ledger.streams import News
+from farm.ledger.watch import News
 from farm.results import Completion, JobView
 
 Result = Completion | FarmError
@@ -46,7 +46,7 @@ def not_succeeded(job: JobView) -> JobNotSucceeded:
     if job.state is JobState.FAILED:
         return JobFailed(f"job {job.id} failed {came}{code}{why}", job)
     if job.state is JobState.DEAD:
-        return JobDead(f"job {job.id} was given up {came}{code}{why}", job)
+        return JobDead(f"job {job.id} was given up {came}{code}{why}; farm dead retry queues it again", job)
     if job.state is JobState.EXPIRED:
         return JobExpired(f"job {job.id} passed its deadline {came}; give it more time with deadline_s", job)
     return JobCancelled(f"job {job.id} was cancelled {came}", job)

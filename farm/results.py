@@ -35,7 +35,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One past attempt: who ran it, from when to when (Unix seconds), why it ended and how many tokens it added."""
+    """One past attempt: who ran it, from when to when (Unix seconds), why it ended and how many tokens it added.
+
+    Where a dead job was queued again by hand there is a record without a worker; ``reason`` says so.
+    """
 
     attempt: int
     worker: str
@@ -122,6 +125,8 @@ class JobView:
     least_tokens: int = 0
     most_tokens: int = 0
     """How many tokens its request asks for."""
+    losses: int = 0
+    claimed_at: float | None = None
 
     def completion(self) -> Completion:
         """The answer of a job that succeeded."""
@@ -155,6 +160,7 @@ class JobView:
             "eta_s": self.eta_s,
             "attempt": self.attempt,
             "strikes": self.strikes,
+            "losses": self.losses,
             "text": self.text,
             "finish_reason": self.finish_reason,
             "usage": {

@@ -19,8 +19,8 @@ from workers.engine_process import EngineProcess
 
 log = structlog.get_logger(__name__)
 
-# Token 0 is in every vocabulary. No nonce of a job is named like this.
-TEST = Add(id="test", prompt=[0], params=SamplingParams(max_tokens=1, ignore_eos=True))
+# Token 0 is in every vocabulary. A hexadecimal number as all nonces are, and shorter than any.
+TEST = Add(id="0", prompt=[0], params=SamplingParams(max_tokens=1, ignore_eos=True))
 
 
 class Lives:

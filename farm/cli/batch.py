@@ -4,29 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from farm.batch import DEFAULT_WINDOW, BatchReport, run_batch
 from farm.cli.exits import FAILED, INTERRUPTED
 from farm.cli.help import Command, commands, examples
-from farm.cli.options import (
-    Deadline,
-    Json,
-    MaxTokens,
-    Model,
-    PriorityOption,
-    Seed,
-    Temperature,
-    Tenant,
-    TopK,
-    TopP,
-    given,
-    reachable_settings,
-)
+from farm.cli.options import QUEUEING, Json, Tenant, reachable_settings
 from farm.cli.output import duration, emit, note
 from farm.cli.progress import shown
+from farm.cli.request_options import request_options
 from farm.client import Farm
 from farm.errors import InvalidRequest
 
@@ -38,6 +26,7 @@ app = commands()
     epilog=examples(
         "farm batch prompts.jsonl -o completions.jsonl",
         "farm batch prompts.jsonl -o completions.jsonl --max-tokens 200 --priority low",
+        "farm batch prompts.jsonl -o completions.jsonl --retry-errors",
         "zcat prompts.jsonl.gz | farm batch - -o completions.jsonl",
         "",
         "A line of the input is short or OpenAI's:",
@@ -45,45 +34,36 @@ app = commands()
         '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Once upon a time"}}',
     ),
 )
+@request_options
 def batch(
     source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="One request a line; - reads standard input.")],
     target: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Where answers are appended.", dir_okay=False)
     ],
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    seed: Seed = None,
-    model: Model = None,
-    priority: PriorityOption = None,
-    deadline: Deadline = None,
+    params: dict[str, Any],
     tenant: Tenant = None,
     window: Annotated[
-        int, typer.Option(metavar="N", help="How many jobs may be in flight.", rich_help_panel="How to queue")
+        int, typer.Option(metavar="N", help="How many jobs may be in flight.", rich_help_panel=QUEUEING)
     ] = DEFAULT_WINDOW,
+    retry_errors: Annotated[
+        bool,
+        typer.Option(
+            "--retry-errors", help="Ask lines again that died, expired, were cancelled or ran out of retries."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Complete a file of prompts, and go on where an earlier run stopped.
 
     Answers are written as they come, each with its line's custom_id. The options are for lines that don't say. A bad
-    line gets an error in its place. The same command again, after whatever happened, skips what is answered and takes
-    up jobs that are still in the farm. Fails when a line of this run got no completion.
+    line gets an error in its place. The same command again, after whatever happened, skips what is answered, by a
+    completion or an error, and takes up jobs that are still in the farm; --retry-errors asks lines again that were
+    dead, expired, cancelled or out of retries. Fails when a line of this run got no completion.
     """
     if source != "-" and (not Path(source).exists() or Path(source).is_dir()):
         raise InvalidRequest(
             "IN.jsonl", f"{source} is no file; name one with a request a line, or - for standard input"
         )
-    defaults = given(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        model=model,
-        priority=priority,
-        deadline_s=deadline,
-    )
     latest = BatchReport(None)
     try:
         with Farm(reachable_settings(), tenant=tenant) as farm, shown(is_quiet=as_json) as show:
@@ -94,7 +74,14 @@ def batch(
                 show.report(report)
 
             latest = run_batch(
-                farm, source, target, defaults=defaults, window=window, on_progress=see, on_notice=show.say
+                farm,
+                source,
+                target,
+                defaults=params,
+                window=window,
+                retry_errors=retry_errors,
+                on_progress=see,
+                on_notice=show.say,
             )
     except KeyboardInterrupt:
         note(f"stopped with {latest.done:,} done; the same command goes on from there")
@@ -117,6 +104,8 @@ def summary(report: BatchReport, target: Path) -> str:
     parts = [f"{report.succeeded:,} completed"]
     if report.failed:
         parts.append(f"{report.failed:,} failed (see their errors in the output)")
+    if report.retried:
+        parts.append(f"{report.retried:,} of them asked again")
     if report.skipped:
         parts.append(f"{report.skipped:,} were done before")
     pace = f"{report.completion_tokens:,} tokens in {duration(report.elapsed_s)}, {tokens_per_s(report):,.0f} tokens/s"

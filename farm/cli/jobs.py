@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from farm.cli.exits import FAILED, INTERRUPTED
 from farm.cli.help import Command, commands, examples
-from farm.cli.options import (
-    QUEUEING,
-    SAMPLING,
-    Deadline,
-    Json,
-    MaxTokens,
-    Model,
-    PriorityOption,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    Temperature,
-    Tenant,
-    TopK,
-    TopP,
-    given,
-    reachable_settings,
-)
+from farm.cli.options import QUEUEING, Json, Tenant, reachable_settings
 from farm.cli.output import duration, emit, note, printable, stdout
-from farm.client import Farm, Job
-from farm.contracts import JobState, Request, model_name
+from farm.cli.request_options import request_options
+from farm.client import Farm
+from farm.contracts import JobState, model_name
 from farm.errors import InvalidRequest, JobNotFound, JobNotSucceeded
+from farm.job import Job
 from farm.ledger.overview import overview
 from farm.results import JobView
 
@@ -47,25 +32,13 @@ app = commands()
         'id=$(farm submit "A goat" --no-wait) && farm status $id',
     ),
 )
+@request_options
 def submit(
     prompt: Annotated[
         str,
         typer.Argument(metavar="PROMPT", help="The prompt; - reads it from standard input, less its last newline."),
     ],
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    repetition_penalty: RepetitionPenalty = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    ignore_eos: Annotated[
-        bool,
-        typer.Option("--ignore-eos", help=Request.model_fields["ignore_eos"].description, rich_help_panel=SAMPLING),
-    ] = False,
-    model: Model = None,
-    priority: PriorityOption = None,
-    deadline: Deadline = None,
+    params: dict[str, Any],
     tenant: Tenant = None,
     idempotency_key: Annotated[
         str | None,
@@ -103,26 +76,13 @@ def submit(
         raise InvalidRequest("--stream", "waits for the text, so it does not go with --no-wait; leave one out")
     if prompt == "-":
         prompt = _standard_input()
-    params = given(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-        ignore_eos=ignore_eos,
-        model=model,
-        priority=priority,
-        deadline_s=deadline,
-    )
     with Farm(reachable_settings(), tenant=tenant) as farm:
         job = farm.submit(prompt, idempotency_key=idempotency_key, **params)
         if no_wait:
             emit(job.status().to_dict()) if as_json else sys.stdout.write(job.id + "\n")
             return
         try:
-            _say_if_nobody_serves(farm, model)
+            _say_if_nobody_serves(farm, params.get("model"))
             if stream:
                 _stream(job, prompt, as_json)
             else:
@@ -175,7 +135,7 @@ def cancel(
 
 def _wait(job: Job, prompt: str, timeout_s: float | None, as_json: bool) -> None:
     job.result(timeout_s)
-    view = job.status()
+    view = job.farm.patiently(job.status)
     if as_json:
         emit(view.to_dict())
         return
@@ -199,7 +159,7 @@ def _stream(job: Job, prompt: str, as_json: bool) -> None:
         if not as_json:
             sys.stdout.write("\n")
             sys.stdout.flush()
-    view = job.status()
+    view = job.farm.patiently(job.status)
     emit(view.to_dict()) if as_json else _sum_up(view)
 
 

@@ -9,25 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from farm.connection import address, connect, our_errors
-from farm.contracts import Request
 from farm.errors import InvalidRequest, ServerUnreachable
 from farm.ledger.tenants import LIMITS, check_limit
 from farm.local.discover import discover, running_farm
 from farm.settings import Settings, load_settings
 
-SAMPLING, QUEUEING = "How to generate", "How to queue"
-
-
-def _field(name: str, metavar: str, panel: str, *, help: str | None = None, default: bool = True) -> Any:
-    """An option for a request's field: its help and default are the contract's."""
-    field = Request.model_fields[name]
-    return typer.Option(
-        metavar=metavar,
-        help=help or field.description,
-        show_default=str(field.default) if default else False,
-        rich_help_panel=panel,
-    )
-
+QUEUEING = "How to queue"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 StateDir = Annotated[
@@ -36,22 +23,6 @@ StateDir = Annotated[
         metavar="DIR", help="Where data, logs and addresses are kept.", envvar="FARM_LOCAL__STATE_DIR", show_envvar=True
     ),
 ]
-MaxTokens = Annotated[int | None, _field("max_tokens", "N", SAMPLING)]
-Temperature = Annotated[float | None, _field("temperature", "X", SAMPLING)]
-TopP = Annotated[float | None, _field("top_p", "X", SAMPLING)]
-TopK = Annotated[int | None, _field("top_k", "N", SAMPLING)]
-RepetitionPenalty = Annotated[float | None, _field("repetition_penalty", "X", SAMPLING)]
-Seed = Annotated[int | None, _field("seed", "N", SAMPLING, default=False)]
-Stop = Annotated[
-    list[str] | None,
-    _field("stop", "TEXT", SAMPLING, help="A string that ends the text; give it up to 4 times.", default=False),
-]
-Model = Annotated[str | None, _field("model", "NAME", QUEUEING, default=False)]
-PriorityOption = Annotated[
-    str | None,
-    _field("priority", "LEVEL", QUEUEING, help="high, normal or low: high goes before normal, normal before low."),
-]
-Deadline = Annotated[float | None, _field("deadline_s", "SECONDS", QUEUEING, default=False)]
 Tenant = Annotated[
     str | None,
     typer.Option(

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from farm.cli.help import Command, commands, examples
+from farm.cli.job_page import show_job
 from farm.cli.options import Json, reachable_settings
-from farm.cli.output import clock, duration, emit, printable, stdout, table
-from farm.contracts import PRIORITIES, JobState
+from farm.cli.output import duration, emit, stdout, table
+from farm.contracts import PRIORITIES
 from farm.ledger.jobs import Jobs
 from farm.ledger.overview import ModelLoad, Overview, overview
 from farm.local.discover import running_farm
-from farm.results import JobView
 from farm.settings import Settings
 
-STYLES = {
-    JobState.SUCCEEDED: "green",
-    JobState.RUNNING: "cyan",
-    JobState.FAILED: "red",
-    JobState.DEAD: "red",
-    JobState.EXPIRED: "yellow",
-    JobState.CANCELLED: "yellow",
-}
 ENDS = ("succeeded", "failed", "cancelled", "expired", "dead")
 app = commands()
 
@@ -44,7 +35,7 @@ def status(
     try:
         if job is not None:
             view = jobs.view(job, with_position=True)
-            emit(view.to_dict()) if as_json else _show_job(view)
+            emit(view.to_dict()) if as_json else show_job(view)
         else:
             seen = overview(jobs)
             api_url = _api_url(jobs.settings)
@@ -75,6 +66,8 @@ def _show_farm(seen: Overview, where: str, api_url: str | None) -> None:
     ended = ", ".join(f"{seen.totals[name]:,} {name}" for name in ENDS if seen.totals.get(name))
     submitted = seen.totals.get("submitted", 0)
     out.print(f"{submitted:,} jobs submitted so far" + (f": {ended}" if ended else ""))
+    if revived := seen.totals.get("revived"):
+        out.print(f"dead and queued again by hand: {revived:,}")
     losses = ", ".join(
         f"{count:,} {name.removeprefix('released:')}"
         for name, count in sorted(seen.totals.items())
@@ -114,66 +107,5 @@ def _workers(seen: Overview) -> object:
             str(worker.held) if is_model else "-",
             str(worker.slots) if is_model else "-",
             duration(worker.up_s),
-        )
-    return shown
-
-
-def _show_job(view: JobView) -> None:
-    out = stdout()
-    word = "queued" if view.state is JobState.DISPATCHED else view.state.value
-    out.print(Text.assemble((view.id, "bold"), "  ", (word, STYLES.get(view.state, "bold"))))
-    facts = table("", "")
-    facts.show_header = False
-    for name, value in _facts(view):
-        facts.add_row(Text(name, style="dim"), Text(value))
-    out.print(facts)
-    if view.history:
-        out.print()
-        out.print(_history(view))
-    if view.text:
-        out.print()
-        out.print(printable(view.text), markup=False, soft_wrap=True)
-
-
-def _facts(view: JobView) -> list[tuple[str, str]]:
-    usage, took = view.usage, view.timings
-    facts = [
-        ("model", view.model),
-        ("asked by", f"{view.tenant}, priority {view.priority}"),
-        ("submitted", f"{clock(view.created_at)}, {duration(time.time() - view.created_at)} ago"),
-    ]
-    if view.position:
-        eta = f", about {duration(view.eta_s)} to go" if view.eta_s is not None else ""
-        facts.append(("place", f"{view.position:,} in line{eta}"))
-    if view.started_at is not None:
-        facts.append(("started", f"{clock(view.started_at)}, after {duration(took.queued_s)} in line"))
-    if took.ttft_s is not None:
-        facts.append(("first token", f"after {duration(took.ttft_s)}"))
-    if view.finished_at is not None:
-        reason = f" ({view.finish_reason})" if view.finish_reason else ""
-        facts.append(("ended", f"{clock(view.finished_at)}, after {duration(took.total_s)}{reason}"))
-    resumed = f", {usage.resumed_tokens:,} of them resumed" if usage.resumed_tokens else ""
-    facts.append(("tokens", f"{usage.prompt_tokens:,} prompt + {usage.completion_tokens:,} generated{resumed}"))
-    if view.worker:
-        facts.append(("worker", f"{view.worker}, attempt {view.attempt}"))
-    if view.strikes:
-        facts.append(("strikes", f"{view.strikes}: lost so often with its worker or engine, without a new token"))
-    if view.error:
-        facts.append(("error", f"{view.error.code}: {view.error.message}"))
-    if view.metadata:
-        facts.append(("metadata", ", ".join(f"{name}={value}" for name, value in view.metadata.items())))
-    return facts
-
-
-def _history(view: JobView) -> object:
-    shown = table("attempt", "worker", "from", "for", "tokens", "ended by", right=("attempt", "tokens"))
-    for past in view.history:
-        shown.add_row(
-            str(past.attempt),
-            past.worker,
-            clock(past.started_at),
-            duration(past.ended_at - past.started_at),
-            f"{past.tokens:,}",
-            past.reason.replace("_", " "),
         )
     return shown

@@ -43,6 +43,11 @@ class Submission:
     part_of: str = ""
 
     @property
+    def is_keyed(self) -> bool:
+        """Whether its id was not made for it alone: the job may have been there before."""
+        return created_at(self.id) is None
+
+    @property
     def cost(self) -> int:
         """Tokens to charge its tenant until the true number is known."""
         prompt = self.request.prompt
@@ -82,6 +87,8 @@ class Jobs:
         self.client = client or connect(settings.redis)
         self.where = address(settings.redis)
         self.scripts = Scripts(self.client, self.where, settings.redis)
+        self.has_answered = False
+        """Whether the server has ever answered: if so, it is there, and a failure is an outage."""
         # How long a write that must not be lost may take to reach the disk or replicas; None: nobody waits for it.
         self.durable_ms = int(settings.redis.timeout_s * 500) if settings.redis.is_durable else None
         self._retention_ms = int(settings.limits.retention_s * 1000)
@@ -169,6 +176,7 @@ class Jobs:
             args += (job.id, fingerprint(text + job.part_of), job.model, job.tenant, job.request.priority)
             args += (job.cost, deadline_ms, job.plain, text)
         answer: list[Word] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
+        self.has_answered = True
         return answer
 
     def conflicting(self, submissions: Sequence[Submission]) -> bool:
@@ -236,6 +244,7 @@ class Jobs:
                 pipe.lrange(keys.out(job_id), 0, -1)
                 pipe.lrange(keys.history(job_id), 0, -1)
             answers = pipe.execute()
+        self.has_answered = True
         triples = zip(job_ids, answers[::3], answers[1::3], answers[2::3], strict=True)
         return [view_of(job_id, *rest) if rest[0] else None for job_id, *rest in triples]
 
@@ -264,6 +273,7 @@ class Jobs:
         """The models that workers have served, by name."""
         with our_errors(self.where):
             known = self.client.hgetall(keys.MODELS)
+        self.has_answered = True
         return {str(name): ModelFacts(name=str(name), **json.loads(facts)) for name, facts in known.items()}
 
     def check_model(self, name: str) -> ModelFacts | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from farm.errors import ServerFull
 from farm.ledger.jobs import Jobs
 
 FULL_MS = 5_000  # a keeper that dies must not leave the farm shut
+TIDY_S = 10.0  # how often what idle tenants leave behind is looked at
 MOST = 128  # jobs a call, so that no script takes more than a few milliseconds
 
 
@@ -42,6 +44,7 @@ class Upkeep:
     def __init__(self, jobs: Jobs) -> None:
         self.jobs = jobs
         self.token = secrets.token_hex(8)
+        self._tidied_at = time.monotonic()
 
     def keep(self) -> Round:
         """End leases and waits, expire, publish again, trim. Harmless when repeated."""
@@ -63,6 +66,8 @@ class Upkeep:
         )
         if answer[0] != "leader":
             return Round(False, [])
+        if time.monotonic() - self._tidied_at >= TIDY_S:
+            self.tidy()
         ended, expired, republished = answer[1:4]
         return Round(True, _messages(answer[4:]), ended, expired, republished)
 
@@ -80,6 +85,13 @@ class Upkeep:
             settings.limits.high_lead_tokens,
         )
         return Round(answer[0] == "leader", _messages(answer[1:]))
+
+    def tidy(self) -> int:
+        """Forget tenants that are idle and would start no earlier if they were new. Returns how many."""
+        self._tidied_at = time.monotonic()
+        with our_errors(self.jobs.where):
+            models = self.jobs.client.hkeys(keys.MODELS)
+        return sum(self.jobs.scripts.call("tidy", str(model), MOST) for model in models)
 
     def watch_memory(self) -> bool:
         """Have new jobs refused while the server is short of memory. Returns whether it is."""

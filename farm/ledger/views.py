@@ -47,6 +47,8 @@ def view_of(job_id: str, fields: dict[str, str], entries: list[str], past: list[
         logprobs=logprobs_of(tokens) if request.get("logprobs") is not None else None,
         least_tokens=most_tokens if request.get("ignore_eos") else request.get("min_tokens", 0),
         most_tokens=most_tokens,
+        losses=int(fields.get("losses", 0)),
+        claimed_at=_seconds(fields.get("claimed")),
     )
 
 

@@ -21,6 +21,7 @@ from tests.chaos.schedule import Fault
 pytestmark = pytest.mark.fast
 
 WALL = 1_000_000.0
+DAY = "1970-01-12"
 TOKENS = list(range(100, 110))
 TEXT = "".join(f" t{token}" for token in TOKENS)
 
@@ -74,8 +75,8 @@ class Story:
             keys.history("j"): [json.dumps(attempt) for attempt in self.attempts],
             keys.FINISHED: {"j|300|chaos": 1.0},
             keys.jobs("chaos"): {"j": 1.0},
-            keys.usage("chaos", "1"): {"succeeded": "1"},
-            keys.used("1"): ["chaos"],
+            keys.used(DAY): ["chaos"],
+            keys.usage("chaos", DAY): {self.job["state"]: "1", "completion_tokens": str(len(self.entries))},
             keys.PREFIX + "finished_bytes": "300",
             keys.counts("m"): {"queued": "0", "dispatched": "0", "running": "0"},
             keys.TOTALS: self.totals,

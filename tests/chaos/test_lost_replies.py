@@ -18,7 +18,7 @@ from farm.settings import load_settings
 from tests.chaos.proxy import FaultProxy
 from tests.conftest import wait_until
 from tests.integration.ledger.farmhand import Field, Hand
-from tests.integration.ledger.test_repetition import DEEDS, steady
+from tests.integration.ledger.test_repetition import DEEDS, prepare, steady
 from tests.workers import WorkerProcess
 
 
@@ -45,9 +45,7 @@ def scene(proxy: FaultProxy, request: pytest.FixtureRequest) -> Iterator[tuple[F
     field.run(hand, jobs[0])
     hand.write(jobs[0], 2)
     field.keep()
-    if request.node.callspec.params["deed"] == "upkeep":
-        field.later(2500)
-        field.worker("mill")
+    prepare(field, request.node.callspec.params["deed"])
     yield field, hand, jobs[0]
     field.client.close()
 

@@ -7,7 +7,8 @@ import io
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,6 +225,113 @@ def test_a_job_that_was_cancelled_meanwhile_is_asked_again(farm: Farm, source: P
         farm.ledger.cancel(queued)
     with Farmhand(farm.settings):
         assert run_batch(farm, source, target).succeeded == 1
+
+
+def cancel_when_running(farm: Farm, job_prompt: str) -> Callable[[BatchReport], None]:
+    """Cancels the job with a prompt as soon as it is there."""
+
+    def see(_: BatchReport) -> None:
+        for key in farm.ledger.client.scan_iter("{farm}:job:*"):
+            if f'"prompt":"{job_prompt}"' in str(farm.ledger.client.hget(key, "request")):
+                farm.ledger.cancel([key.rpartition(":")[2]])
+
+    return see
+
+
+def test_errors_stay_unless_they_are_to_be_retried(farm: Farm, source: Path, target: Path, tmp_path: Path) -> None:
+    """A line that was cancelled, expired or dead is asked again with retry_errors; one at fault itself never is."""
+    write(source, short(1), short(2, tokens=2_000), {"custom_id": "bad", "prompt": "bad"}, "nonsense", short(1))
+    real = tmp_path / "real.jsonl"
+    real.touch(0o600)
+    target.symlink_to(real)
+    with Farmhand(farm.settings, fail_prompts=frozenset({"bad"}), tokens_per_beat=1) as hand:
+        first = run_batch(farm, source, target, on_progress=cancel_when_running(farm, "p2"))
+        assert (first.succeeded, first.failed) == (1, 4)
+        records = read(target)
+        retryable = {record["custom_id"] for record in records if record["error"] and record["error"]["retryable"]}
+        assert retryable == {"c2"}
+        again = run_batch(farm, source, target)
+        assert (again.skipped, again.retried) == (5, 0)
+        assert read(target) == records
+        hand.tokens_per_beat = 1_000
+        retried = run_batch(farm, source, target, retry_errors=True)
+    assert (retried.retried, retried.succeeded, retried.failed, retried.skipped) == (1, 1, 0, 4)
+    assert [record for record in read(target) if record["custom_id"] != "c2"] == [
+        record for record in records if record["custom_id"] != "c2"
+    ]
+    assert by_id(target)["c2"]["response"]["body"]["usage"]["completion_tokens"] == 2_000
+    assert target.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_errors_taken_out_are_asked_again_even_after_a_crash(farm: Farm, source: Path, target: Path) -> None:
+    """Once its error is out of the file a line has no answer, and any further run asks it."""
+    write(source, short(1, tokens=2_000))
+    with Farmhand(farm.settings, tokens_per_beat=1):
+        run_batch(farm, source, target, on_progress=cancel_when_running(farm, "p1"))
+
+    def interrupt(_: BatchReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(farm, source, target, retry_errors=True, on_progress=interrupt)
+    assert read(target) == []
+    with Farmhand(farm.settings):
+        assert run_batch(farm, source, target).succeeded == 1
+
+
+def test_a_dead_line_takes_up_its_job_that_was_retried_by_hand(farm: Farm, source: Path, target: Path) -> None:
+    """A batch that asks a dead line again finds the job that somebody has queued again meanwhile."""
+    fragile = farm.settings.keeper.model_copy(update={"max_losses": 1, "max_strikes": 1})
+    settings = farm.settings.model_copy(update={"keeper": fragile})
+    write(source, short(1, tokens=100))
+    doomed = Farmhand(settings, "doomed", tokens_per_beat=1, die_at=3).start()
+    with ThreadPoolExecutor() as pool:
+        batch = pool.submit(run_batch, farm, source, target)
+        wait_until(lambda: not doomed.is_alive, why="the worker to die")
+        with Farmhand(settings, "heir"):
+            assert batch.result(timeout=30).failed == 1
+            [view] = farm.dead()
+            farm.job(view.id).retry()
+            assert run_batch(farm, source, target, retry_errors=True).succeeded == 1
+    doomed.die()
+    [record] = read(target)
+    assert record["response"]["request_id"] == view.id
+    assert record["response"]["body"]["usage"]["resumed_tokens"] >= 3
+
+
+def test_a_line_whose_answer_is_never_kept_is_given_up(farm: Farm, source: Path, target: Path) -> None:
+    """A server that forgets each job before its answer is read costs a few tries, not a batch without end."""
+    write(source, short(1))
+
+    def see(report: BatchReport) -> None:
+        if report.in_flight:
+            farm.ledger.client.flushall()
+
+    soon = farm.settings.client.model_copy(update={"reread_s": 0.1})
+    with Farm(farm.settings.model_copy(update={"client": soon})) as watchful:
+        report = run_batch(watchful, source, target, on_progress=see)
+    assert report.failed == 1
+    [record] = read(target)
+    assert (record["error"]["code"], record["error"]["retryable"]) == ("job_not_found", True)
+
+
+def test_a_file_that_was_replaced_is_not_written_any_more(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens the output just before another batch replaces it writes to the new file, not to the lost one."""
+    write(target, {"id": "batch_req_1", "custom_id": "old", "response": None})
+    lock = fcntl.flock
+
+    def replaced(file: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        write(target.with_name("new"), {"id": "batch_req_2", "custom_id": "new", "response": None})
+        target.with_name("new").replace(target)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with Answers(target) as answers:
+        answers.write({"id": "batch_req_3", "custom_id": "more", "response": None})
+    assert list(by_id(target)) == ["new", "more"]
 
 
 def test_a_torn_line_is_cut_off_and_asked_again(farm: Farm, hand: Farmhand, source: Path, target: Path) -> None:

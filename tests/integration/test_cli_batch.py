@@ -62,6 +62,20 @@ def test_bad_lines_fail_the_command_and_nothing_else(url: str, tmp_path: Path) -
     assert _texts(tmp_path / "out.jsonl") == {"c": text_of("A goat", 1)}
 
 
+def test_errors_that_may_pass_are_asked_again(url: str, tmp_path: Path) -> None:
+    """--retry-errors asks lines again whose error may not come again; other errors stay."""
+    source = _write(tmp_path / "in.jsonl", *({"custom_id": name, "prompt": "x", "max_tokens": 1} for name in "ab"))
+    errors = [
+        {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": {"code": "x", "retryable": passes}}
+        for name, passes in (("a", True), ("b", False))
+    ]
+    target = _write(tmp_path / "out.jsonl", *(json.dumps(error, separators=(",", ":")) for error in errors))
+    said = farm("batch", source, "-o", target, "--retry-errors", REDIS__URL=url)
+    assert said.code == 0
+    assert "1 completed, 1 of them asked again, 1 were done before" in said.err
+    assert _texts(target) == {"a": text_of("x", 1)}
+
+
 def test_a_batch_from_standard_input(url: str, tmp_path: Path) -> None:
     """- reads the lines from a pipe."""
     said = farm(

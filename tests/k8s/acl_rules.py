@@ -31,10 +31,13 @@ RUNS = {
     "producer": (SUBMITTING, CLIENT),
     "api": (SUBMITTING | {"take"}, (*CLIENT, "keyring.py", "overview.py", "tenants.py")),
     "worker": (
-        set(scripts.NAMES) - {"position", "pieces", "take"},
+        set(scripts.NAMES) - {"position", "pieces", "take", "revive", "purge"},
         ("jobs.py", "upkeep.py", "attempts.py", "../../workers/host.py"),
     ),
-    "operator": ({"cancel"}, ("jobs.py", "keyring.py", "overview.py", "tenants.py", "usage.py")),
+    "operator": (
+        {"cancel", "revive", "purge"},
+        ("jobs.py", "dead.py", "keyring.py", "overview.py", "tenants.py", "usage.py"),
+    ),
     "monitor": (set[str](), ("overview.py", "usage.py")),
 }
 # Whoever runs the farm writes these, whatever else uses the same modules.
@@ -79,7 +82,7 @@ READS |= {
     "zrevrangebyscore",
     "zscore",
 }
-READS |= {"hvals"}
+READS |= {"hvals", "hrandfield", "hstrlen", "zmscore", "zrevrange"}
 
 MARK = "    # the ledger, by python -m tests.k8s.acl_rules --write\n"
 Uses = set[tuple[str, str | None]]

@@ -32,13 +32,22 @@ def test_help_loads_no_driver() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_are_what_the_list_says(name: str) -> None:
-    """Each listed command exists, explains itself in the words of the list, has examples and speaks JSON."""
+    """Each command exists, explains itself in the words of the list, has examples, and speaks JSON if it speaks."""
     command = get_group(import_module(COMMANDS[name].module).app).commands[name]
     assert (inspect.getdoc(command.callback) or "").splitlines()[0] == COMMANDS[name].help
     for leaf in getattr(command, "commands", {name: command}).values():
         assert leaf.epilog
         assert inspect.getdoc(leaf.callback)
         assert "--json" in [option for param in leaf.params for option in param.opts]
+
+
+def test_a_group_lists_its_commands() -> None:
+    """A command with commands of its own says what they are, with examples, when it is given none."""
+    for said in (farm("dead", "--help"), farm("dead")):
+        text = said.out + said.err
+        assert all(f"\n  {name} " in text for name in ("list", "show", "retry", "purge"))
+        assert text.index("Examples:") > text.index("--help")
+        assert max(map(len, text.splitlines())) <= 80
 
 
 def test_help_of_a_command_fits_80_columns() -> None:

@@ -33,6 +33,9 @@ NAMES = (
     "mark",
     "pieces",
     "take",
+    "revive",
+    "purge",
+    "tidy",
 )
 
 

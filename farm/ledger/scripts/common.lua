@@ -27,14 +27,15 @@ local function key_usage(tenant, day) return P .. 'usage:' .. tenant .. ':' .. d
 
 -- The fields of a job that moves between states need, or nil when there is no such job.
 local FIELDS = {'state', 'model', 'priority', 'tenant', 'seq', 'nonce', 'attempt', 'worker', 'base', 'strikes', 'losses',
-  'retries', 'dispatch', 'claimed', 'cost', 'charged', 'deadline', 'plain', 'bytes', 'prompt_tokens', 'tries', 'not_before'}
+  'retries', 'dispatch', 'claimed', 'cost', 'charged', 'deadline', 'plain', 'bytes', 'prompt_tokens', 'tries', 'not_before',
+  'probation', 'billed'}
 local function load(id)
   local values = redis.call('HMGET', key_job(id), unpack(FIELDS))
   if not values[1] then return nil end
   local job = {id = id}
   for i, name in ipairs(FIELDS) do job[name] = values[i] or nil end
   for _, name in ipairs({'seq', 'attempt', 'base', 'strikes', 'losses', 'retries', 'dispatch', 'claimed', 'cost',
-      'charged', 'deadline', 'bytes', 'prompt_tokens', 'tries', 'not_before'}) do
+      'charged', 'deadline', 'bytes', 'prompt_tokens', 'tries', 'not_before', 'billed'}) do
     job[name] = tonumber(job[name] or 0)
   end
   return job
@@ -103,6 +104,12 @@ local function charge(job, tokens)
   set_vtime(job.model, job.tenant, math.max(0, vtime(job.model, job.tenant) + tokens / weight))
 end
 
+-- What a tenant is charged for jobs that have not ended, and may get back in part.
+local function owe(job, tokens)
+  local key = P .. 'owed:' .. job.model
+  if redis.call('HINCRBY', key, job.tenant, int(tokens)) <= 0 then redis.call('HDEL', key, job.tenant) end
+end
+
 -- Where a tenant starts that opens a queue. While it waits at high or normal it keeps its time. Else it starts level with
 -- the first in that lane, or with the latest dispatch if that is earlier: idleness earns nothing, and a tenant that runs
 -- ahead at high priority pushes nobody back. Waiting at low does not count, or one idle low job would earn credit.
@@ -150,11 +157,14 @@ local function leave(job, stays)
   if stays and not waited then waiting(job.tenant, 1, job.cost) end
 end
 
-local function record_attempt(job, reason)
-  local tokens = redis.call('LLEN', key_out(job.id)) - job.base
-  redis.call('RPUSH', key_history(job.id), cjson.encode({attempt = job.attempt, worker = job.worker,
-    started_at = job.claimed / 1000, ended_at = NOW / 1000, reason = reason, tokens = tokens}))
+local function remember(job, entry)
+  redis.call('RPUSH', key_history(job.id), cjson.encode(entry))
   redis.call('LTRIM', key_history(job.id), -20, -1)
+end
+
+local function record_attempt(job, reason)
+  remember(job, {attempt = job.attempt, worker = job.worker, started_at = job.claimed / 1000, ended_at = NOW / 1000,
+    reason = reason, tokens = redis.call('LLEN', key_out(job.id)) - job.base})
 end
 
 -- Back to queued, at once or not before a time. The nonce stays: its holder may still finish until another claims.
@@ -209,17 +219,21 @@ end
 -- The one way into a terminal state. Returns the line to announce.
 local function finish(job, state, retention, reason, fields)
   local tokens = redis.call('LLEN', key_out(job.id))
+  local gained = tokens - job.billed -- since its tenant last paid: it was dead and revived
   if job.state == 'running' and not job.recorded then record_attempt(job, reason) end
   leave(job)
   local was_claimed = job.attempt > 0
   redis.call('HSET', key_job(job.id), 'state', state, 'finished', int(NOW), unpack(fields))
-  if job.charged > 0 then charge(job, (job.prompt_tokens > 0 and job.prompt_tokens or 0) + tokens - job.charged) end
+  if job.charged > 0 then
+    charge(job, (job.prompt_tokens > 0 and job.prompt_tokens or 0) + gained - job.charged)
+    owe(job, -job.charged)
+  end
   redis.call('ZREM', P .. 'deadlines', job.id)
   local bytes = int(job.bytes)
   if redis.call('ZADD', P .. 'finished', NOW, job.id .. '|' .. bytes .. '|' .. job.tenant) == 1 then
     redis.call('INCRBY', P .. 'finished_bytes', bytes)
   end
-  account(job, state, tokens)
+  account(job, state, gained)
   if state == 'dead' then redis.call('ZADD', P .. 'dead', NOW, job.id) end
   if job.plain then redis.call('ZADD', P .. 'undelivered', NOW + (reason == 'finish' and 5000 or 0), job.id) end
   -- The upkeep removes them at their retention; the TTL is for a farm that no longer has a keeper.
@@ -241,8 +255,8 @@ local function finish(job, state, retention, reason, fields)
   return job.id .. ' ' .. tokens .. ' ' .. state
 end
 
--- Whether a job may be what took its worker down, and how many new tokens clear it.
-local function is_suspect(job) return job.strikes > 0 or job.losses >= LOSSES_SUSPECT end
+-- Whether a job may be what took its worker down, and how many new tokens clear it. On probation: it was dead.
+local function is_suspect(job) return job.strikes > 0 or job.losses >= LOSSES_SUSPECT or job.probation == '1' end
 local function proof(job) return job.losses >= LOSSES_SUSPECT and PROOF or 1 end
 local function is_proven(job, tokens) return tokens - job.base >= proof(job) end
 

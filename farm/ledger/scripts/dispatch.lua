@@ -2,7 +2,7 @@
 -- job chosen in an answer that got lost is published again when nobody claims it.
 -- Order: priority, then the tenant with the least virtual time, then age. A tenant further ahead of its fair share than
 -- `lead` tokens gets no more from priority high while another waits at normal.
--- Touches: leader, workers, worker:, held:, counts:, lanes:, queue:, vtime:, vclock:, job:, dispatched.
+-- Touches: leader, workers, worker:, held:, counts:, lanes:, queue:, vtime:, vclock:, owed:, job:, dispatched.
 -- ARGV: token, lock ms, most jobs, liveness ms, margin, unclaimed ms, lead.
 -- Returns {'follower'} or {'leader', id, dispatch, model, plain headers, ...}.
 local lead_key = P .. 'leader'
@@ -59,6 +59,7 @@ for model, free in pairs(room) do
       if job.charged == 0 then
         redis.call('HSET', key_job(job.id), 'charged', int(job.cost))
         charge(job, job.cost)
+        owe(job, job.cost)
       end
       for _, value in ipairs({job.id, int(job.dispatch + 1), model, job.plain or ''}) do answer[#answer + 1] = value end
       free, most = free - 1, most - 1

@@ -16,7 +16,7 @@ end
 local i = 7
 while i <= #ARGV do
   local id, nonce, from, prompt_tokens, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 4])
-  local seen = redis.call('HMGET', key_job(id), 'state', 'nonce', 'losses', 'base', 'strikes', 'prompt_tokens')
+  local seen = redis.call('HMGET', key_job(id), 'state', 'nonce', 'losses', 'base', 'strikes', 'prompt_tokens', 'probation')
   local have = redis.call('LLEN', key_out(id))
   local word = 'lost'
   if seen[1] == 'running' and seen[2] == nonce then
@@ -33,6 +33,7 @@ while i <= #ARGV do
       if tonumber(seen[3] or 0) > 0 and have - tonumber(seen[4] or 0) >= PROOF then
         redis.call('HSET', key_job(id), 'losses', '0')
       end
+      if seen[7] then redis.call('HDEL', key_job(id), 'probation') end
       lines[#lines + 1] = id .. ' ' .. have .. ' running'
     end
     if prompt_tokens ~= '0' and prompt_tokens ~= seen[6] then

@@ -33,7 +33,8 @@ for _, name in ipairs({'beat', 'grace'}) do
   end
 end
 for _, key in ipairs(redis.call('KEYS', P .. 'job:*')) do
-  for _, name in ipairs({'deadline', 'claimed', 'created', 'started', 'finished', 'not_before', 'first_token'}) do
+  for _, name in ipairs({'deadline', 'claimed', 'created', 'started', 'finished', 'not_before', 'first_token',
+      'revived'}) do
     local value = redis.call('HGET', key, name)
     if value and value ~= '0' then redis.call('HSET', key, name, string.format('%.0f', value - ms)) end
   end
@@ -248,7 +249,9 @@ def check(field: Field) -> dict[str, dict[str, str]]:
     """Assert what must hold of the ledger at any moment. Returns all jobs' hashes."""
     world = field.dump(but=("events",))
     jobs = check_dump(world)
-    for job_id in jobs:
+    for job_id, job in jobs.items():
+        ttl = field.client.ttl(keys.job(job_id))
+        assert (ttl > 0) == (job["state"] in ENDED), f"{job_id} {job['state']} lives for {ttl} s"
         entries = world.get(keys.out(job_id), [])
         assert indices(entries) == list(range(len(entries))), f"{job_id} has holes or doubles: {entries}"
     return jobs
@@ -337,6 +340,14 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
     for (model, _, tenant), score in lanes.items():
         assert float(family("vtime")[model][tenant]) == score, "a lane has another virtual time than its tenant"
 
+    owed: dict[str, dict[str, int]] = {}
+    for job in jobs.values():
+        if job["state"] not in ENDED and int(job.get("charged", 0)):
+            tenants = owed.setdefault(job["model"], {})
+            tenants[job["tenant"]] = tenants.get(job["tenant"], 0) + int(job["charged"])
+    stored = {model: {tenant: int(n) for tenant, n in tenants.items()} for model, tenants in family("owed").items()}
+    assert stored == owed, "what tenants owe is not what their jobs were charged"
+
     used: dict[str, int] = {}
     for account in family("usage").values():
         for name, value in account.items():
@@ -346,7 +357,8 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
     over = sum(totals.get(state, 0) for state in ENDED)
     inside = sum(job["state"] not in ENDED for job in jobs.values())
     assert {state: used.get(state, 0) for state in ENDED} == {state: totals.get(state, 0) for state in ENDED}
-    assert totals.get("submitted", 0) == over + inside, f"submitted is not in flight + ended: {totals}"
+    begun = totals.get("submitted", 0) + totals.get("revived", 0)
+    assert begun == over + inside, f"submitted and revived is not in flight + ended: {totals}"
     weights = [int(member.split("|")[1]) for member in get("finished", {})]
     assert int(get("finished_bytes", 0)) == sum(weights), "finished_bytes is not the sum of its members"
     return jobs

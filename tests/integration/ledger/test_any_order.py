@@ -23,10 +23,11 @@ from hypothesis.stateful import (
 from farm import keys
 from farm.contracts import Request
 from farm.errors import IdempotencyConflict
+from farm.ledger import dead
 from farm.ledger.attempts import Advance, Claim, Refusal, ReleaseKind
 from farm.ledger.jobs import Jobs, Submission
 from farm.ledger.upkeep import Dispatch, Upkeep
-from tests.integration.ledger.farmhand import ENDED, Field, Hand, Run, check, failed, indices, succeeded
+from tests.integration.ledger.farmhand import ENDED, MODEL, Field, Hand, Run, check, failed, indices, succeeded
 
 COMMON = settings(deadline=None, print_blob=True, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 settings.register_profile("ledger", COMMON, max_examples=60)
@@ -36,7 +37,7 @@ LEASE_MS = 10_001
 NAMES = ("barn", "mill", "silo")
 FROZEN = ("state", "closed_by", "error", "finish_reason", "attempt", "nonce", "tail", "strikes", "losses")
 picks = st.integers(0, 1000)
-tenants = st.sampled_from(("ann", "ben", "cleo"))
+tenants = st.sampled_from(("ann", "ben", "cleo", "dan", "eve"))
 priorities = st.sampled_from(("high", "normal", "low"))
 kinds = st.sampled_from(("drain", "retry", "lost"))
 replies = st.sampled_from(("came", "came", "came", "lost", "never came"))
@@ -58,6 +59,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.ghosts: list[tuple[Hand, Run]] = []
         self.clocks: dict[str, float] = {}
         self.nonces = 0
+        self.placed = 0
 
     @initialize(count=st.integers(1, 4))
     def start(self, count: int) -> None:
@@ -79,6 +81,7 @@ class AnyOrder(RuleBasedStateMachine):
     def submit_with_deadline(self, tenant: str, deadline_s: float) -> None:
         self.jobs.submit([self.place(tenant=tenant, deadline_s=deadline_s)])
 
+    @precondition(lambda self: self.accepted)
     @rule(n=picks, same=st.booleans())
     def submit_again(self, n: int, same: bool) -> None:
         job_id = self.any_job(n)
@@ -91,6 +94,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.jobs.submit([self.jobs.place(Request(prompt="another"), tenant=tenant, job_id=job_id)])
         assert self.seen(job_id) == before
 
+    @precondition(lambda self: self.accepted)
     @rule(n=picks, twice=st.booleans())
     def cancel(self, n: int, twice: bool) -> None:
         job_id = self.any_job(n)
@@ -110,6 +114,14 @@ class AnyOrder(RuleBasedStateMachine):
     def keep(self, which: int, lost: bool) -> None:
         messages = self.keepers[which].keep().messages
         self.messages += [] if lost else messages
+
+    @rule(which=st.integers(0, 1))
+    def tidy(self, which: int) -> None:
+        before = self.field.read(f"{keys.PREFIX}vtime:{MODEL}") or {}
+        count = self.keepers[which].tidy()
+        after = self.field.read(f"{keys.PREFIX}vtime:{MODEL}") or {}
+        assert len(after) == len(before) - count
+        assert after.items() <= before.items()
 
     @rule(is_other=st.booleans())
     def lead_changes(self, is_other: bool) -> None:
@@ -176,7 +188,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert {run.id: self.seen(run.id) for run in runs} == after, "a release counted twice"
         for run in runs:
             was = before[run.id]["job"]
-            if was["state"] != "running" or was["nonce"] != run.nonce:
+            if was.get("state") != "running" or was["nonce"] != run.nonce:
                 assert after[run.id] == before[run.id], "a stale worker changed a job"
             else:
                 assert after[run.id]["job"]["state"] in ("queued", "failed", "dead")
@@ -219,7 +231,7 @@ class AnyOrder(RuleBasedStateMachine):
             run.generate(tokens)
             before = self.seen(run.id)
             owned = before["job"].get("nonce") == run.nonce
-            running = owned and before["job"]["state"] == "running"
+            running = owned and before["job"].get("state") == "running"
             if deed == "write":
                 _, [kept] = hand.attempts.progress([run.advance()], hand.capacity)
                 assert (kept.word == "ok") == running
@@ -255,6 +267,56 @@ class AnyOrder(RuleBasedStateMachine):
             self.keepers[0].keep()
             self.keepers[0].dispatch()
         self.take(self.any_hand(m), late, "came")
+
+    # Dead jobs, by hand
+
+    @precondition(lambda self: self.hands)
+    @rule(m=picks, n=picks)
+    def job_dies(self, m: int, n: int) -> None:
+        """A running job that has come to the edge goes over it, unless this attempt gave it many tokens."""
+        self.work_goes_out(m, 0)
+        if self.is_busy():
+            hand, run = self.any_run(m, n)
+            now = self.seen(run.id)["job"]
+            if (now.get("state"), now.get("nonce")) == ("running", run.nonce):
+                self.jobs.client.hset(keys.job(run.id), mapping={"strikes": 2, "losses": 9})
+                hand.attempts.release([(run.id, run.nonce)], "lost", "lost")
+            del hand.runs[run.id]
+
+    @precondition(lambda self: self.jobs.client.zcard(keys.DEAD) or len(self.accepted) > 8)
+    @rule(n=picks, fresh=st.booleans(), lost=st.booleans())
+    def retry_by_hand(self, n: int, fresh: bool, lost: bool) -> None:
+        job_id = self.any_job(n, "dead")
+        before = self.seen(job_id)
+        is_dead = before["job"]["state"] == "dead"
+        token = f"call-{self.steps()}"
+        words = [self.jobs.scripts.call("revive", token, int(fresh), job_id) for _ in range(1 + lost)]
+        after = self.seen(job_id)
+        if not is_dead:
+            assert words == [[before["job"]["state"]]] * len(words)
+            assert after == before, "a job that is not dead was retried"
+            return
+        assert words == [["revived"]] * len(words), "a repeated retry got another answer"
+        assert (after["job"]["state"], after["job"]["strikes"], after["job"]["losses"]) == ("queued", "0", "0")
+        assert after["out"] == ([] if fresh else before["out"])
+        assert len(after["history"]) == min(20, len(before["history"]) + 1), "a retry was noted twice"
+        del self.ended[job_id]
+
+    @precondition(lambda self: self.jobs.client.zcard(keys.DEAD) or len(self.accepted) > 8)
+    @rule(n=picks, lost=st.booleans())
+    def purge_by_hand(self, n: int, lost: bool) -> None:
+        job_id = self.any_job(n, "dead")
+        before = self.seen(job_id)
+        [answer] = dead.purge(self.jobs, [job_id])
+        if before["job"]["state"] != "dead":
+            assert (answer.is_done, answer.state) == (False, before["job"]["state"])
+            assert self.seen(job_id) == before, "a job that is not dead was deleted"
+            return
+        assert answer.is_done
+        if lost:
+            assert dead.purge(self.jobs, [job_id]) == [dead.Answer(job_id, False, None)]
+        assert self.seen(job_id) == {"job": {}, "out": [], "history": []}
+        del self.ended[job_id], self.accepted[job_id]
 
     # The world
 
@@ -303,8 +365,15 @@ class AnyOrder(RuleBasedStateMachine):
 
     # Helpers
 
-    def any_job(self, n: int) -> str:
-        return list(self.accepted)[n % len(self.accepted)]
+    def any_job(self, n: int, state: str = "") -> str:
+        """Some job; one in that state if there is one."""
+        found = [job_id for job_id in self.accepted if self.field.state(job_id) == state] or list(self.accepted)
+        return found[n % len(found)]
+
+    def steps(self) -> int:
+        """A number that is another at each call."""
+        self.nonces += 1
+        return self.nonces
 
     def any_hand(self, m: int) -> Hand:
         return list(self.hands.values())[m % len(self.hands)]
@@ -319,17 +388,17 @@ class AnyOrder(RuleBasedStateMachine):
 
     def place(self, **more: Any) -> Submission:
         """A job under an id that is the same in each replay."""
-        job = self.field.place(f"prompt {len(self.accepted)}", job_id=f"job-{len(self.accepted)}", **more)
+        job = self.field.place(f"prompt {self.placed}", job_id=f"job-{self.placed}", **more)
+        self.placed += 1
         self.accepted[job.id] = (job.request, job.tenant)
         return job
 
     def take(self, hand: Hand, message: Dispatch, reply: str) -> None:
         """Deliver a message. A lost reply makes the worker ask again; one that never comes makes it give up."""
-        self.nonces += 1
-        nonce = f"nonce-{self.nonces}"
+        nonce = f"nonce-{self.steps()}"
         before = self.seen(message.id)
         answer = hand.attempts.claim(message.id, message.number, nonce)
-        fits = before["job"]["state"] == "dispatched" and int(before["job"]["dispatch"]) == message.number
+        fits = before["job"].get("state") == "dispatched" and int(before["job"]["dispatch"]) == message.number
         if isinstance(answer, Claim):
             assert fits, "a stale message was granted"
         elif not fits:
@@ -349,7 +418,7 @@ class AnyOrder(RuleBasedStateMachine):
             hand.attempts.register(hand.name, hand.model, hand.capacity, "model", None)
         for advance, kept in zip(sent, words, strict=True):
             run, was = hand.runs[advance.id], before[advance.id]
-            owned = was["job"]["state"] == "running" and was["job"]["nonce"] == run.nonce
+            owned = was["job"].get("state") == "running" and was["job"]["nonce"] == run.nonce
             assert (kept.word != "lost") == owned
             stored = self.jobs.client.lrange(keys.out(run.id), 0, -1)
             assert kept.tokens == len(stored)
@@ -365,7 +434,7 @@ class AnyOrder(RuleBasedStateMachine):
     def end(self, hand: Hand, run: Run, fails: bool, lost: bool) -> None:
         """Finish a run, and see that it stands exactly if the run is still the latest of a job that has not ended."""
         before = self.seen(run.id)
-        may = before["job"]["nonce"] == run.nonce and before["job"]["state"] not in ENDED
+        may = before["job"].get("nonce") == run.nonce and before["job"]["state"] not in ENDED
         outcome = failed() if fails else succeeded()
         answers = [hand.attempts.finish(run.advance(), outcome) for _ in range(1 + lost)]
         assert answers == [answers[0]] * len(answers), "a repeated finish got another answer"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from farm import keys
+from farm.ledger import dead
 from farm.ledger.attempts import Advance, Attempts
 from farm.ledger.scripts import NAMES
 from tests.integration.ledger.farmhand import FACTS, MODEL, Field, Hand, failed, succeeded, token
@@ -38,6 +39,10 @@ DEEDS: dict[str, Deed] = {
     "leave": lambda _, hand, __: hand.attempts.leave(),
     "upkeep": lambda field, _, __: field.keep(),
     "upkeep after a lease": lambda field, _, job: _end_lease(field, job),
+    "revive": lambda field, _, __: field.jobs.scripts.call("revive", "token", 0, "dead", "nobody"),
+    "revive anew": lambda field, _, __: field.jobs.scripts.call("revive", "token", 1, "dead"),
+    "purge": lambda field, _, __: dead.purge(field.jobs, ["dead", "nobody"]),
+    "tidy": lambda field, _, __: field.keeper.tidy(),
     "mark": lambda field, _, __: field.jobs.scripts.call("mark"),
     "pieces": lambda field, _, job: field.jobs.pieces([(job, 0), (job, 1), ("nobody", 0)]),
     "position": lambda field, _, __: field.jobs.view(_waiting(field).id, with_position=True),
@@ -60,6 +65,19 @@ def _end_lease(field: Field, job: str) -> None:
 
 def _successor(field: Field) -> Attempts:
     return Attempts(field.jobs, "barn-successor")
+
+
+def prepare(field: Field, name: str) -> None:
+    """What a deed needs to have something to do."""
+    if name == "upkeep":
+        field.later(2500)
+        field.worker("mill")
+    if name.split()[0] in ("revive", "purge"):
+        field.jobs.submit([field.place(job_id="dead", deadline_s=60)])
+        hand = field.worker("mill", 2)
+        for _ in range(3):
+            field.run(hand, "dead")
+            hand.release("lost", "engine_lost", ["dead"])
 
 
 def steady(field: Field) -> dict[str, Any]:
@@ -85,9 +103,7 @@ def test_a_script_sent_twice_leaves_the_same_state(field: Field, name: str) -> N
     field.run(hand, jobs[0])
     hand.write(jobs[0], 2)
     field.keep()
-    if name == "upkeep":
-        field.later(2500)
-        field.worker("mill")
+    prepare(field, name)
     DEEDS[name](field, hand, jobs[0])
     once = steady(field)
     for _ in range(2):

@@ -1,0 +1,21 @@
+-- Delete dead jobs now rather than at their retention. A repetition finds nothing left to do.
+-- Touches: job:, out:, history:, dead, finished, finished_bytes, undelivered, jobs:.
+-- ARGV: latest end in ms (one that was retried and died after it stays), then ids.
+-- Returns for each job: purged, else its state, or ''.
+local answer = {}
+for i = 2, #ARGV do
+  local job = load(ARGV[i])
+  local word = job and job.state or ''
+  if word == 'dead' and tonumber(redis.call('ZSCORE', P .. 'dead', job.id) or 0) <= tonumber(ARGV[1]) then
+    redis.call('ZREM', P .. 'dead', job.id)
+    redis.call('ZREM', P .. 'undelivered', job.id)
+    if redis.call('ZREM', P .. 'finished', job.id .. '|' .. int(job.bytes) .. '|' .. job.tenant) == 1 then
+      redis.call('DECRBY', P .. 'finished_bytes', int(job.bytes))
+    end
+    redis.call('ZREM', key_jobs(job.tenant), job.id)
+    redis.call('DEL', key_job(job.id), key_out(job.id), key_history(job.id))
+    word = 'purged'
+  end
+  answer[#answer + 1] = word
+end
+return answer

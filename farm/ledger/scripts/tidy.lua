@@ -1,0 +1,27 @@
+-- Forget the virtual time of tenants that are idle and would start no earlier without it. Repeating it is harmless.
+-- A newcomer starts at the clock, which never falls, or at the first of a lane, which falls by no more than what is owed:
+-- charged for jobs that have not ended, and perhaps paid back. A tenant without a queued job that is below all of these
+-- is as good as new. (One that owes something is above what would be left of its own time.)
+-- Touches: vtime:, vclock:, lanes:, owed:, weights.
+-- ARGV: model, most tenants to look at.
+-- Returns how many were forgotten.
+local model = ARGV[1]
+local least = tonumber(redis.call('GET', P .. 'vclock:' .. model) or 0)
+for _, level in ipairs(LEVELS) do
+  local first = redis.call('ZRANGE', key_lanes(model, level), 0, 0, 'WITHSCORES')
+  if first[2] then least = math.min(least, tonumber(first[2])) end
+end
+local owed = redis.call('HGETALL', P .. 'owed:' .. model)
+for i = 1, #owed, 2 do
+  local weight = tonumber(redis.call('HGET', P .. 'weights', owed[i]) or 1)
+  least = math.min(least, vtime(model, owed[i]) - owed[i + 1] / weight)
+end
+local found, forgotten = redis.call('HRANDFIELD', P .. 'vtime:' .. model, ARGV[2], 'WITHVALUES'), 0
+for i = 1, #found, 2 do
+  local tenant, is_idle = found[i], tonumber(found[i + 1]) <= least
+  for _, level in ipairs(LEVELS) do
+    is_idle = is_idle and not redis.call('ZSCORE', key_lanes(model, level), tenant)
+  end
+  if is_idle then forgotten = forgotten + redis.call('HDEL', P .. 'vtime:' .. model, tenant) end
+end
+return forgotten
