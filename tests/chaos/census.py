@@ -18,10 +18,13 @@ from farm.settings import Settings
 from tests.conftest import wait_until
 from tests.integration.ledger.farmhand import Field
 
-# What a farm without jobs and workers keeps: its clocks, sums and settings.
-CLOCKS = ("vtime", "vclock", "beat", "grace", "leader", "seq", "wake", "events")
-SUMS = ("counts", "totals", "finished_bytes", "rate", "weights", "models", "full")
-LASTING = frozenset((*CLOCKS, *SUMS))
+# What a farm without jobs and workers keeps: its clocks, its sums, and what people set.
+CLOCKS = ("vtime", "vclock", "beat", "grace", "leader", "seq", "mark", "wake", "events", "full")
+SUMS = ("totals", "rate", "models", "usage", "used", "usage_days")
+SET = ("weights", "limits", "keys", "keys_used")
+LASTING = frozenset((*CLOCKS, *SUMS, *SET))
+EMPTY = frozenset(("counts", "waiting", "finished_bytes"))  # stay, and must be 0
+PASSING = frozenset(("worker", "pace"))  # go by themselves: a successor's note, a tenant's bucket
 DECLARED = frozenset(key.name.split(":")[0] for key in keys.KEYS)
 
 
@@ -123,10 +126,9 @@ def _has_leaked(client: redis.Redis, key: str) -> bool:
     family = key.removeprefix(keys.PREFIX).split(":")[0]
     if family not in DECLARED:
         return True
-    if family == "counts":
-        return any(value != "0" for value in client.hvals(key))
-    if family == "finished_bytes":
-        return client.get(key) != "0"
-    if family == "worker":
-        return int(client.pttl(key)) < 0  # one that was superseded goes by itself
+    if family in EMPTY:
+        values = client.hvals(key) if client.type(key) == "hash" else [client.get(key)]
+        return any(value != "0" for value in values)
+    if family in PASSING:
+        return int(client.pttl(key)) < 0
     return family not in LASTING

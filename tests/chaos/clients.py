@@ -102,22 +102,25 @@ class Client(threading.Thread):
         return {**fields, "idempotency_key": key}
 
     def _submit(self, requests: list[dict[str, Any]]) -> list[str]:
-        """Submit until acknowledged. Returns the ids of those that were."""
-        many = self._dice.random() < 0.5
-        batches = [requests] if many else [[one] for one in requests]
-        done: list[str] = []
-        for batch in batches:
-            ids = _ids(batch)
+        """Submit until acknowledged, all at once or one by one. Returns the ids of those that were."""
+        accepted = self._send(requests) if self._dice.random() < 0.5 else []
+        # A call is refused as a whole, for one deadline that can't be met.
+        return accepted or [job_id for request in requests for job_id in self._send([request])]
 
-            def submit(batch: list[dict[str, Any]] = batch) -> None:
-                if len(batch) == 1:
-                    self._farm.submit(**batch[0])
-                else:
-                    self._farm.submit_many(batch)
+    def _send(self, batch: list[dict[str, Any]]) -> list[str]:
+        """Submit in one call, until it is answered. Returns the ids if it was accepted."""
+        ids = _ids(batch)
+        accepted: list[str] = []
 
-            if self._until(lambda call=submit, ids=ids: self._call("submit", ids, call)):  # type: ignore[misc]
-                done += ids
-        return done
+        def submit() -> None:
+            if len(batch) == 1:
+                self._farm.submit(**batch[0])
+            else:
+                self._farm.submit_many(batch)
+            accepted.extend(ids)
+
+        self._until(lambda: self._call("submit", ids, submit))
+        return accepted
 
     def _map(self, requests: list[dict[str, Any]]) -> None:
         """Have a batch answered by one call, which submits, waits and bears outages by itself."""

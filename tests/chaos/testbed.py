@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import threading
@@ -15,7 +14,7 @@ import psutil
 import redis
 
 from farm import keys
-from farm.ledger.scripts import source
+from farm.ledger.scripts import sha
 from farm.local.server import EmbeddedServer
 from farm.settings import Settings, load_settings
 from tests.chaos import engine
@@ -192,4 +191,4 @@ def worker_names(profile: Profile) -> list[str]:
 
 def script_call(name: str) -> bytes:
     """The bytes by which a proxy knows the call of a script."""
-    return hashlib.sha1(source(name).encode(), usedforsecurity=False).hexdigest().encode()
+    return sha(name).encode()
