@@ -10,6 +10,7 @@ It knows the ledger and nothing of Celery or models. A ``Farm`` may be shared by
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -59,6 +60,9 @@ class Farm:
         self.reader = Reader(self.ledger)
         self.prompts = PromptCheck(self.ledger)
         self.flights: set[Flight] = set()
+        # Keeps closing out of others' last calls. Reentrant: garbage collection may end a flight in any thread.
+        self._parting = threading.RLock()
+        self._is_closed = False
         self._owned = ExitStack()
 
     @classmethod
@@ -254,14 +258,14 @@ class Farm:
         return [job.id for job, is_new in zip(submissions, words, strict=True) if is_new], {}
 
     def abandon(self, job_ids: Iterable[str]) -> None:
-        """Cancel jobs that nobody waits for any more, if the server can be asked."""
-        wanted = list(job_ids)
-        if not wanted:
+        """Cancel jobs that nobody waits for any more, if the server can be asked within a few seconds."""
+        if not (wanted := list(job_ids)):
             return
-        with suppress(ServerUnreachable):
-            self.ledger.cancel(wanted)
-        if self.reader.is_closed:
-            self.ledger.client.close()
+        with self._parting:
+            with suppress(ServerUnreachable):
+                patiently(partial(self.ledger.cancel, wanted), self.settings.redis.timeout_s)
+            if self._is_closed:
+                self.ledger.client.close()
 
     def close(self) -> None:
         """Let go of connections, and cancel what a ``map`` has in flight. Other jobs run on.
@@ -272,7 +276,9 @@ class Farm:
         self.reader.close()
         for flight in list(self.flights):
             flight.leave()
-        self.ledger.client.close()
+        with self._parting:
+            self._is_closed = True
+            self.ledger.client.close()
         self._owned.close()
 
     def __enter__(self) -> Self:

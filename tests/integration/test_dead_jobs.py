@@ -74,8 +74,8 @@ async def test_the_same_names_awaited(jobs: Jobs, start_worker: StartWorker) -> 
     """AsyncFarm lists, retries and deletes dead jobs as well."""
     worker = start_worker("w1", **FRAGILE)
     async with AsyncFarm(jobs.settings) as farm:
-        first, _ = await farm.call(die, farm.sync, worker)
-        second, _ = await farm.call(die, farm.sync, worker)
+        first, _ = await farm.work(die, farm.sync, worker)
+        second, _ = await farm.work(die, farm.sync, worker)
         assert [view.id for view in await farm.dead()] == [second, first]
         await farm.job(first).retry(fresh=True)
         completion = await farm.job(first).result(timeout=60)
