@@ -223,7 +223,7 @@ class Stack:
     def _not_ready(self) -> list[str]:
         """The parts that are not there yet, by name."""
         try:
-            given_up = self._running().given_up
+            given_up = self._supervisor.given_up if self._supervisor else set()
             silent = [site.name for site in self._sites if site.name not in given_up and not site.answers()]
             return self._unregistered() + silent
         except FarmError:

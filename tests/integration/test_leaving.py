@@ -238,11 +238,9 @@ def test_a_killed_client_leaves_nothing_behind(jobs: Jobs, start_worker: StartWo
     assert left <= {f"{keys.PREFIX}{name}" for name in permanent(server)}, left
 
 
-JOBS_OWN = re.compile(
-    re.escape(keys.PREFIX)
-    + r"(job|out|history|jobs|queue|lanes|owed|held):.*"
-    + r"|.*:(delayed|dispatched|running|deadlines|finished|dead|undelivered)$"
-)
+FAMILIES = "job|out|history|jobs|queue|lanes|owed|held"
+SETS = "delayed|dispatched|running|deadlines|finished|dead|undelivered"
+JOBS_OWN = re.compile(rf"{re.escape(keys.PREFIX)}(({FAMILIES}):.*|{SETS})$")
 
 
 def of_jobs(key: str) -> bool:

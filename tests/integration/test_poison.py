@@ -44,12 +44,12 @@ def test_a_prompt_that_kills_an_engine_every_few_tokens_is_dead_after_ten_losses
     jobs: Jobs, start_worker: StartWorker
 ) -> None:
     """It always gets a little further, and is given up all the same; every neighbour succeeds."""
-    dead, neighbours = _run_with_poison(jobs, start_worker, "die+4", tokens=120)
+    dead, neighbours = _run_with_poison(jobs, start_worker, "die+4", tokens=60)
     assert dead.state is JobState.DEAD
     assert [past.reason for past in dead.history] == ["engine_died"] * 10
     assert "10 times in a row" in str(dead.error)
     assert 0 < len(dead.token_ids) <= 40
-    assert all(view.state is JobState.SUCCEEDED and len(view.token_ids) == 120 for view in neighbours)
+    assert all(view.state is JobState.SUCCEEDED and len(view.token_ids) == 60 for view in neighbours)
 
 
 def test_poison_alone_keeps_a_worker_from_nothing_else(jobs: Jobs, start_worker: StartWorker) -> None:

@@ -205,7 +205,7 @@ def test_a_worker_whose_engine_fails_is_not_ready(settings: Settings, jobs: Jobs
     for name in (first, second):
         Attempts(jobs, f"{name}.0").register(name, "tiny-bloom", 4, "model", None)
     Attempts(jobs, f"{second}.0").progress([], 0, trouble="engine failing: it is broken")
-    assert stack._not_ready() == [f"{second} (engine failing: it is broken)"]
+    assert stack._unregistered() == [f"{second} (engine failing: it is broken)"]
 
 
 def test_flower_shows_jobs_under_their_own_ids(tmp_path: Path) -> None:
