@@ -108,9 +108,9 @@ class Place:
 
     def kill(self) -> None:
         """End whatever runs here, now."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        # Not once it has been waited for: its number may be somebody else's by then.
+        if self._process is not None and self.is_running:
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def note_end(self) -> None:

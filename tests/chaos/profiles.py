@@ -99,7 +99,7 @@ MIXED = Profile(
         Rhythm(2.0, ("cut-request",)),
     ),
     Load(clients=24, batch=10, tokens=(4, 64), long=0.15, deadlines=0.03, maps=0.15),
-    30,
+    25,
     step_s=0.02,
     lease_s=2.0,
     has_proxies=True,
@@ -112,7 +112,7 @@ STALE = Profile(
     "workers are cut off or frozen for longer than a lease while others go on with their jobs",
     (Rhythm(4.0, ("part-worker", "freeze-worker"), spans=(3.0, 3.8)),),
     Load(clients=12, batch=4, tokens=(150, 350), follow={"wait": 2, "stream": 1, "leave": 1}),
-    30,
+    20,
     workers=2,
     slots=32,
     step_s=0.02,
@@ -124,7 +124,7 @@ RECOVERY = Profile(
     "workers are lost for good while others have free slots: how soon do their jobs run again",
     (Rhythm(5.0, ("lose-worker",)),),
     Load(clients=8, batch=4, tokens=(60, 200), follow={"wait": 1}),
-    60,
+    45,
     step_s=0.05,
 )
 ENGINES = Profile(
@@ -132,7 +132,7 @@ ENGINES = Profile(
     "the one worker's engine is killed, a real one: how soon do its jobs run again",
     (Rhythm(8.0, ("kill-engine",)),),
     Load(clients=8, batch=4, tokens=(100, 300), follow={"wait": 1}, requests=12),
-    40,
+    32,
     workers=1,
     slots=32,
     engine="tiny-bloom",
@@ -142,7 +142,7 @@ WASTE = Profile(
     "busy workers, one kill -9 every 10 s: how many tokens are made twice",
     (Rhythm(10.0, ("kill-worker", "lose-worker")),),
     Load(clients=12, batch=16, tokens=(32, 192), follow={"wait": 1}),
-    60,
+    45,
     step_s=0.025,
 )
 EXACT = Profile(
@@ -150,7 +150,7 @@ EXACT = Profile(
     "the real tiny-bloom; workers and engines killed: is every text the one of an undisturbed run",
     (Rhythm(3.0, ("kill-worker", "kill-engine", "terminate-worker")),),
     Load(clients=6, batch=10, tokens=(100, 400), follow={"wait": 3, "stream": 2, "take over": 1}, requests=12),
-    40,
+    30,
     workers=2,
     engine="tiny-bloom",
 )

@@ -125,7 +125,7 @@ class Testbed:
 
     def orphans(self) -> list[int]:
         """Engines that outlived their workers."""
-        return [pid for pid in engine.lives(self.counts) if _runs_an_engine(pid)]
+        return [pid for pid in engine.lives(self.counts) if _is_engine_of(pid, self.counts)]
 
     # To break and to mend.
 
@@ -176,11 +176,11 @@ class Testbed:
         return [p.worker for p in self.places.values() if not p.end(max(0.0, deadline - time.monotonic()))]
 
 
-def _runs_an_engine(pid: int) -> bool:
+def _is_engine_of(pid: int, counts: Path) -> bool:
+    """Whether this process counts into that folder: the number alone may be somebody else's by now."""
     try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and "tests.chaos.engine" in process.cmdline()
-    except psutil.NoSuchProcess:
+        return psutil.Process(pid).environ().get(engine.COUNTS) == str(counts)
+    except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
         return False
 
 
