@@ -31,6 +31,7 @@ class Admission:
         return await self._checked(parse_request(body), tenant, key)
 
     async def _checked(self, request: Request, tenant: str, key: str | None) -> Submission:
+        self._service.check_webhook(request.webhook_url)
         facts = self._checks.known(request.model)
         if facts is not None and not needs_counting(request, facts):
             check_length(request, facts)
@@ -53,6 +54,7 @@ class Admission:
         self, requests: Sequence[Request], samples: int, tenant: str, key: str | None
     ) -> list[Submission]:
         """The submissions of one answer's choices, ``samples`` for each prompt. Raises like ``many``."""
+        self._service.check_webhook(requests[0].webhook_url)
         if len(requests) == 1:
             return [await self._checked(requests[0], tenant, key)]
         return await self._service.call(self._place_choices, requests, samples, tenant, key)
@@ -78,6 +80,7 @@ class Admission:
         for index, body in enumerate(bodies):
             try:
                 requests.append(_request_of(body))
+                self._service.check_webhook(requests[-1].webhook_url)
                 check(requests[-1])
             except InvalidRequest as error:
                 raise type(error)(f"[{index}].{error.field}", error.problem) from None

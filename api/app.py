@@ -10,13 +10,15 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from api import openai_operations, openapi, operations
+from api import batch_operations, openai_operations, openapi, operations
 from api.auth import Guard, needs_key
 from api.gate import Gate
 from api.requests import Call
+from api.routes.batches import BatchRoutes
 from api.routes.completions import CompletionRoutes
 from api.routes.docs import DocsRoutes
 from api.routes.events import EventRoutes
+from api.routes.files import FileRoutes
 from api.routes.health import HealthRoutes
 from api.routes.jobs import JobRoutes
 from api.routes.playground import PlaygroundRoutes
@@ -52,6 +54,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add("/v1/completions", completions.complete, methods=["POST"], **openai_operations.COMPLETE)
     add("/v1/models", completions.models, methods=["GET"], **openai_operations.MODELS)
     add("/v1/models/{model}", completions.model, methods=["GET"], **openai_operations.MODEL)
+    files, batches = FileRoutes(service, guard), BatchRoutes(service, guard)
+    add("/v1/files", files.upload, methods=["POST"], **batch_operations.UPLOAD)
+    add("/v1/files", files.list, methods=["GET"], **batch_operations.LIST_FILES)
+    add("/v1/files/{file_id}", files.read, methods=["GET"], **batch_operations.READ_FILE)
+    add("/v1/files/{file_id}", files.delete, methods=["DELETE"], **batch_operations.DELETE_FILE)
+    add("/v1/files/{file_id}/content", files.content, methods=["GET"], **batch_operations.CONTENT)
+    add("/v1/batches", batches.create, methods=["POST"], **batch_operations.CREATE)
+    add("/v1/batches", batches.list, methods=["GET"], **batch_operations.LIST)
+    add("/v1/batches/{batch_id}", batches.read, methods=["GET"], **batch_operations.READ)
+    add("/v1/batches/{batch_id}/cancel", batches.cancel, methods=["POST"], **batch_operations.CANCEL)
     add("/livez", health.livez, methods=["GET"], **operations.LIVEZ)
     add("/readyz", health.readyz, methods=["GET"], **operations.READYZ)
     for path, endpoint in (

@@ -67,6 +67,13 @@ class BodyTooLarge(InvalidRequest):
     http_status = 413
 
 
+class FileTooLarge(InvalidRequest):
+    """The file is larger than ``files.max_bytes``."""
+
+    code = "file_too_large"
+    http_status = 413
+
+
 class NotJson(InvalidRequest):
     """The body is no JSON document that this farm reads."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api import openai_schemas, schemas
+from api import batch_schemas, openai_schemas, schemas
 
 REFS = "#/components/schemas/{model}"
 
@@ -81,6 +81,7 @@ SHAPES: tuple[type[BaseModel], ...] = (
     schemas.Error,
     schemas.Alive,
     schemas.Ready,
+    *batch_schemas.SHAPES,
     openai_schemas.Completion,
     openai_schemas.Model,
     openai_schemas.ModelList,
@@ -88,7 +89,7 @@ SHAPES: tuple[type[BaseModel], ...] = (
 
 
 # FastAPI adds a 422 of its own to paths with parameters; these answer with ours.
-OWN_422 = ("/v1/jobs", "/v1/completions")
+OWN_422 = ("/v1/jobs", "/v1/completions", "/v1/batches")
 
 
 def complete(document: dict[str, Any], needs_key: bool) -> dict[str, Any]:
@@ -98,13 +99,19 @@ def complete(document: dict[str, Any], needs_key: bool) -> dict[str, Any]:
         schema = shape.model_json_schema(ref_template=REFS, mode="serialization")
         parts |= schema.pop("$defs", {})
         parts[shape.__name__] = schema
-    parts["Request"] = schemas.request_schema(REFS)
-    parts["CompletionRequest"] = openai_schemas.completion_request_schema(REFS)
+    for name, schema in (
+        ("Request", schemas.request_schema(REFS)),
+        ("CompletionRequest", openai_schemas.completion_request_schema(REFS)),
+        ("BatchRequest", batch_schemas.batch_request_schema(REFS)),
+    ):
+        parts |= schema.pop("$defs", {})
+        parts[name] = schema
     keys: list[dict[str, list[str]]] = [{"key": []}] if needs_key else [{}, {"key": []}]
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["security"] = keys if path.startswith("/v1/") else []
-            operation["responses"].pop("422", None) if "422" in operation["responses"] and path not in OWN_422 else None
+            if path not in OWN_422:
+                operation["responses"].pop("422", None)  # FastAPI's own, for models that it does not use here
     document["components"] = {
         "schemas": parts,
         "securitySchemes": {

@@ -59,6 +59,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"]["give_time"] = self._give_time
         if self._timer is None:
             self._start_timer()
 
@@ -141,6 +142,12 @@ class Protocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def _give_time(self) -> None:
+        """Start the clock anew: a large body that comes steadily may take longer than others."""
+        if self._timer is not None:
+            self._stop_timer()
+            self._start_timer()
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self._request_s, self._is_late)

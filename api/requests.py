@@ -85,6 +85,11 @@ class Call(Request):
             more = message.get("more_body", False)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    def give_time(self) -> None:
+        """Have what is still to come of the body take as long as a whole request may."""
+        if (give_time := self.scope["state"].get("give_time")) is not None:
+            give_time()
+
     def preferred_wait_s(self) -> float:
         """How long the Prefer header asks to wait for the answer; 0 without, and at most a minute."""
         if (text := self.header(b"prefer")) is None or (found := _PREFER_WAIT.search(text)) is None:
@@ -100,6 +105,13 @@ class Call(Request):
                 "Idempotency-Key", f"must be 1 to {MAX_KEY_CHARS} visible ASCII characters without spaces"
             )
         return key
+
+
+def whole(field: str, text: str, least: int, most: int) -> int:
+    """A whole number from a query or form. Raises InvalidRequest unless it is one from ``least`` to ``most``."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not least <= int(text) <= most:
+        raise InvalidRequest(field, f"{text[:60]!r} is out of range; give {least:,} to {most:,}")
+    return int(text)
 
 
 def number(field: str, text: str, most: float) -> float:

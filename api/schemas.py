@@ -91,6 +91,26 @@ class TokenLogprobs(_Shape):
     top: list[tuple[int, float]]
 
 
+class WebhookCall(_Shape):
+    """One call of a webhook: when it ended, the receiver's status or why there is none."""
+
+    at: float
+    status: int | None
+    duration_s: float
+    error: str | None
+
+
+class Webhook(_Shape):
+    """What came of a webhook: waiting for the end, pending until it was delivered, or failed for good."""
+
+    url: str
+    state: Literal["waiting", "pending", "delivered", "failed"]
+    tries: int
+    """How often it was called."""
+    calls: list[WebhookCall]
+    """The last ten."""
+
+
 class Job(_Shape):
     """All that is known of a job. Times are Unix seconds."""
 
@@ -123,6 +143,8 @@ class Job(_Shape):
     metadata: dict[str, str]
     logprobs: list[TokenLogprobs] | None = None
     """Only with logprobs."""
+    webhook: Webhook | None = None
+    """Only with webhook_url."""
     urls: Urls
 
 
@@ -162,6 +184,13 @@ class Ready(_Shape):
     models: dict[str, Literal["serving", "waiting"]]
 
 
+# What is surely called: a name with dots and https. Others may be, where the farm allows their network.
+WEBHOOK_URL = (
+    r"^https://([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,3}[a-z]{2,63}(:[1-9][0-9]{0,3})?"
+    r"(/[A-Za-z0-9._~!$&'()*+,;=:/-]*)?$"
+)
+
+
 def request_schema(refs: str) -> dict[str, Any]:
     """The JSON schema of a request, stricter than its model where validators are. refs: where its parts will stand."""
     schema = Request.model_json_schema(ref_template=refs)
@@ -175,6 +204,8 @@ def request_schema(refs: str) -> dict[str, Any]:
         "title": strings["title"],
         "description": "A string that ends the text, or up to 4 of them; they are not part of it.",
     }
+    url, _ = fields["webhook_url"]["anyOf"]
+    url["pattern"] = WEBHOOK_URL
     schema["examples"] = [{"prompt": "Once upon a time", "max_tokens": 32}]
     return schema
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -13,6 +14,7 @@ import structlog
 from api.batching import Batcher
 from api.newsroom import Newsroom
 from farm.calls import Calls
+from farm.egress import Egress, parse_target
 from farm.errors import FarmError, JobNotFound, ServerUnreachable
 from farm.ledger.forecast import Standing
 from farm.ledger.jobs import SUBMIT_CHUNK, Jobs, Submission
@@ -25,6 +27,7 @@ from farm.settings import Settings
 log = structlog.get_logger(__name__)
 
 THREADS = 4
+STORE_THREADS = 8  # a file store may be slow; what waits for it must not hold up anything else
 VIEWS_PER_CALL = 100
 WATCHES_PER_CALL = 500
 
@@ -51,6 +54,8 @@ class Service:
         self.checks = PromptCheck(self.jobs)
         self._reader = Reader(self.jobs)
         self._calls = Calls(THREADS, settings.redis.timeout_s, "api-call")
+        self._store_threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="api-store")
+        self._egress = Egress(settings.webhooks.allowed)
         self._batchers: list[Batcher[Any, Any]] = []
         self._submits = self.batcher(self._submit_each, SUBMIT_CHUNK)
         self._views = self.batcher(self._view_each, VIEWS_PER_CALL)
@@ -95,6 +100,15 @@ class Service:
         """Run something that blocks on a thread."""
         return await self._calls.run(partial(call, *args, **kwargs))
 
+    async def call_store(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something that waits for the file store."""
+        return await asyncio.get_running_loop().run_in_executor(self._store_threads, partial(call, *args, **kwargs))
+
+    def check_webhook(self, url: str | None) -> None:
+        """Raise TargetRefused for a webhook of which it is plain that it would never be called."""
+        if url is not None:
+            self._egress.check(parse_target(url))
+
     def batcher(self, call: Callable[[list[T]], Sequence[R | Exception]], most: int) -> Batcher[T, R]:
         """A batcher that ends with the service."""
         made = Batcher(call, most)
@@ -114,6 +128,7 @@ class Service:
         for batcher in self._batchers:
             batcher.close()
         self._calls.close()
+        self._store_threads.shutdown()
         self.jobs.client.close()
 
     # On a thread.

@@ -24,7 +24,7 @@ from farm.errors import (
     JobNotFound,
     nearest,
 )
-from farm.openai_shapes import completion_body, values_of_body
+from farm.openai_shapes import completion_body, error_shape, values_of_body
 from farm.results import JobView
 
 URL = "/v1/completions"
@@ -46,13 +46,15 @@ class Line:
     model: str | None = None
 
 
-def numbered_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Lines that are not blank, by their numbers from 1; None for one of more than 64 MiB, which is not kept."""
-    number = 0
-    while raw := file.readline(MOST_BYTES):
+def numbered_lines(file: BinaryIO, number: int = 0, most_bytes: int = MOST_BYTES) -> Iterator[tuple[int, bytes | None]]:
+    """Lines that are not blank, by their numbers; None for one of more than ``most_bytes``, which is not kept.
+
+    number: how many lines are before the file's place. Whenever a line is yielded, the place is right behind it.
+    """
+    while raw := file.readline(most_bytes):
         number += 1
-        is_whole = len(raw) < MOST_BYTES or raw.endswith(b"\n")
-        while not raw.endswith(b"\n") and (more := file.readline(MOST_BYTES)):
+        is_whole = len(raw) < most_bytes or raw.endswith(b"\n")
+        while not raw.endswith(b"\n") and (more := file.readline(most_bytes)):
             raw = more
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -80,6 +82,17 @@ def parse_line(number: int, raw: bytes | None, defaults: Mapping[str, object]) -
     return Line(number, custom_id, request, model=request.model)
 
 
+def peek(raw: bytes | None) -> tuple[str | None, str | None]:
+    """A line's custom_id and model, without checking anything; None for what it does not say."""
+    try:
+        body = _object(raw)
+    except InvalidRequest:
+        return None, None
+    inner = body["body"] if isinstance(body.get("body"), dict) else body
+    custom_id, model = body.get("custom_id"), inner.get("model") if isinstance(inner, dict) else None
+    return custom_id if isinstance(custom_id, str) else None, model if isinstance(model, str) else None
+
+
 def answer(line: Line, job: JobView) -> dict[str, Any]:
     """What is written for a line whose job succeeded."""
     response = {"status_code": 200, "request_id": job.id, "body": completion_body([job], line.model)}
@@ -95,6 +108,14 @@ def refusal(line: Line, error: FarmError, *, job_id: str | None = None, prefix: 
     if job_id is not None:
         body["job_id"] = job_id
     return {"id": prefix + (job_id or uuid.uuid4().hex), "custom_id": line.custom_id, "response": None, "error": body}
+
+
+def rejection(line: Line, error: FarmError, job_id: str) -> dict[str, Any]:
+    """What a batch of the API writes for a line that the farm answered with an error: its answer, as over HTTP."""
+    body = error_shape(error)
+    body["message"] = f"line {line.number}: {body['message']}"
+    response = {"status_code": error.http_status, "request_id": job_id, "body": {"error": body}}
+    return {"id": ID + job_id, "custom_id": line.custom_id, "response": response, "error": None}
 
 
 def is_retryable(error: FarmError) -> bool:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from farm.egress import MOST_CHARS, parse_target
 from farm.errors import InvalidRequest, nearest
 
 Priority = Literal["high", "normal", "low"]
@@ -105,6 +106,8 @@ class Request(BaseModel):
     """Seconds from submission after which the answer is worth nothing."""
     metadata: dict[Annotated[str, Field(max_length=64)], Text] = Field(default_factory=dict, max_length=MAX_METADATA)
     """Up to 16 pairs of strings that come back with the job."""
+    webhook_url: Annotated[str, Field(max_length=MOST_CHARS)] | None = None
+    """Where to send the job, signed, once it has ended."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -131,6 +134,8 @@ class Request(BaseModel):
                 self.prompt.encode()
             except UnicodeEncodeError:
                 raise InvalidRequest("prompt", HALF_PAIR) from None
+        if self.webhook_url is not None:
+            parse_target(self.webhook_url)
         if self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 "min_tokens", f"{self.min_tokens} is above max_tokens, {self.max_tokens}; lower it or raise max_tokens"
@@ -157,15 +162,17 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     try:
         return Request.model_validate(dict(values))
     except ValidationError as error:
-        raise _explain(error) from None
+        raise explain(error) from None
 
 
-def _explain(error: ValidationError) -> InvalidRequest:
+def explain(error: ValidationError) -> InvalidRequest:
     """Turn pydantic's first complaint into ours."""
     first = error.errors(include_url=False)[0]
     name, kind, limits = str(first["loc"][0]), first["type"], first.get("ctx", {})
     if name == "prompt":
         return InvalidRequest(name, "must be text or a list of token ids, each 0 or more")
+    if kind == "missing":
+        return InvalidRequest(name, f"lacks {first['loc'][-1]}")
     given = first["input"]
     value = _short(repr(given))
     if kind == "string_unicode":

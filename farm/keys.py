@@ -43,6 +43,21 @@ KEYS = (
     Key("usage_days", "string", "none", "how many days usage is kept, as the latest keeper has it in its settings"),
     Key("keys", "hash", "none", "API keys by id: SHA-256, tenant, scopes and name as JSON"),
     Key("keys_used", "hash", "none", "when an API key was last used, to the minute, in Unix seconds"),
+    Key("webhooks", "zset", "none", "lanes with webhooks to call, by when the first is due"),
+    Key("hooks:<tenant>:<receiver>", "zset", "none", "a lane: job:<id> and batch:<id> by when to call their webhooks"),
+    Key("webhook_secrets", "hash", "none", "each tenant's secret for signing webhooks, as JSON; readable"),
+    Key("file:<id>", "hash", "until deleted", "one file: tenant, name, purpose, size, where it lies"),
+    Key("files:<tenant>", "zset", "none", "a tenant's files by when they were made"),
+    Key("file_bytes", "hash", "none", "how much each tenant has in files"),
+    Key("files_due", "zset", "none", "files by when they are to be deleted"),
+    Key("files_trash", "zset", "none", "paths in the file store by when to delete them"),
+    Key("batch:<id>", "hash", "files.retention_s after the end", "one batch: request, status, lease, how far it came"),
+    Key("batch_parts:<id>", "list", "until the end", "the files that hold a batch's results so far"),
+    Key(
+        "batches:<tenant>", "zset", "files.retention_s after the last end", "a tenant's batches by when they were made"
+    ),
+    Key("batches_open", "hash", "none", "how many batches of each tenant have not ended"),
+    Key("batches_due", "zset", "none", "batches that have not ended by when somebody may drive them"),
     Key("delayed", "zset", "none", "queued jobs that must wait, by the time they may go"),
     Key("dispatched", "zset", "none", "jobs whose message is out, by the time to publish it again"),
     Key("running", "zset", "none", "running jobs by the end of their lease"),
@@ -87,6 +102,12 @@ WAITING_JOBS = PREFIX + "waiting_jobs"
 WAITING_TOKENS = PREFIX + "waiting_tokens"
 API_KEYS = PREFIX + "keys"
 API_KEYS_USED = PREFIX + "keys_used"
+WEBHOOKS = PREFIX + "webhooks"
+WEBHOOK_SECRETS = PREFIX + "webhook_secrets"
+FILE_BYTES = PREFIX + "file_bytes"
+FILES_DUE = PREFIX + "files_due"
+FILES_TRASH = PREFIX + "files_trash"
+BATCHES_DUE = PREFIX + "batches_due"
 UNDELIVERED = PREFIX + "undelivered"
 LEADER = PREFIX + "leader"
 FINISHED = PREFIX + "finished"
@@ -151,3 +172,33 @@ def queue(model: str, priority: str, tenant: str) -> str:
 def lanes(model: str, priority: str) -> str:
     """The key of the tenants that have queued jobs at one priority."""
     return f"{PREFIX}lanes:{model}:{priority}"
+
+
+def hooks(lane: str) -> str:
+    """The key of the webhooks of one tenant and receiver, a lane as ``<tenant>:<receiver>``."""
+    return f"{PREFIX}hooks:{lane}"
+
+
+def file(file_id: str) -> str:
+    """The key of a file's hash."""
+    return f"{PREFIX}file:{file_id}"
+
+
+def files(tenant: str) -> str:
+    """The key of the list of a tenant's files."""
+    return f"{PREFIX}files:{tenant}"
+
+
+def batch(batch_id: str) -> str:
+    """The key of a batch's hash."""
+    return f"{PREFIX}batch:{batch_id}"
+
+
+def batch_parts(batch_id: str) -> str:
+    """The key of the list of a batch's parts."""
+    return f"{PREFIX}batch_parts:{batch_id}"
+
+
+def batches(tenant: str) -> str:
+    """The key of the list of a tenant's batches."""
+    return f"{PREFIX}batches:{tenant}"

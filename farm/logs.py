@@ -40,5 +40,6 @@ def setup(settings: LogsSettings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.level)
     # Their own lines say what ours say already, or nothing; their warnings and errors stay.
-    for noisy in ("celery", "kombu", "amqp", "uvicorn"):
+    for noisy in ("celery", "kombu", "amqp", "uvicorn", "httpcore2"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.level)))
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of whatever strangers send

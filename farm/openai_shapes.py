@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from farm.errors import InvalidRequest
+from farm.errors import FarmError, InvalidRequest
 from farm.results import JobView, TokenLogprobs
 
 OPENAI_DEFAULTS: Mapping[str, object] = {"max_tokens": 16, "temperature": 1.0}
@@ -100,6 +100,14 @@ def logprobs_body(tokens: Sequence[TokenLogprobs], at: int = 0) -> dict[str, Any
         "top_logprobs": [{f"token_id:{token_id}": value for token_id, value in token.top} for token in tokens],
         "text_offset": offsets,
     }
+
+
+def error_shape(error: FarmError) -> dict[str, Any]:
+    """An error as OpenAI's clients know it."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = "server_error" if error.http_status >= 500 else kinds.get(error.http_status, "invalid_request_error")
+    param = error.field if isinstance(error, InvalidRequest) else None
+    return {"message": str(error), "type": kind, "param": param, "code": error.code}
 
 
 def _choice(index: int, job: JobView) -> dict[str, Any]:

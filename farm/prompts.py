@@ -47,6 +47,7 @@ class Params(TypedDict, total=False):
     priority: Priority
     deadline_s: float | None
     metadata: dict[str, str]
+    webhook_url: str | None
 
 
 class PromptCheck:

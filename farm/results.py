@@ -5,7 +5,7 @@ Plain data with times in Unix seconds; how it is kept in Redis is the ledger's b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from farm.contracts import JobState, Priority
@@ -55,6 +55,33 @@ class JobError:
     code: str
     message: str
     retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookCall:
+    """One call of a webhook: when it ended (Unix seconds), the receiver's status, or the error instead of one."""
+
+    at: float
+    status: int | None
+    duration_s: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookView:
+    """A webhook: waiting for the end, pending until it was called with success, then delivered; or failed for good.
+
+    tries: how often it was called for the latest end. calls: the last ten, the latest at the end.
+    """
+
+    url: str
+    state: str
+    tries: int
+    calls: list[WebhookCall]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON for people and programs."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +149,7 @@ class JobView:
     logprobs: list[TokenLogprobs] | None = None
     position: int | None = None
     eta_s: float | None = None
+    webhook: WebhookView | None = None
     least_tokens: int = 0
     most_tokens: int = 0
     """How many tokens its request asks for."""
@@ -192,6 +220,8 @@ class JobView:
             ],
             "metadata": self.metadata,
         }
+        if self.webhook is not None:
+            body["webhook"] = self.webhook.to_dict()
         if self.wants_token_ids:
             body["token_ids"] = self.token_ids
         if self.logprobs is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -233,6 +234,69 @@ class ApiSettings(_Group):
     """How long requests may go on after SIGTERM. Streams and long polls end at once."""
 
 
+class FilesSettings(_Group):
+    url: SecretStr | None = None
+    """Where uploaded files and the results of batches lie: a folder, or a URL that fsspec knows, as s3://bucket/farm.
+    API and system workers must be told the same. Unset: the folder ``files`` of FARM_LOCAL__STATE_DIR."""
+    max_bytes: int = Field(200 << 20, ge=1 << 10)
+    """The largest file."""
+    tenant_bytes: int = Field(20 << 30, ge=1 << 20)
+    """How much one tenant may keep; a file counts for at least 4 KiB. Results of batches are always kept."""
+    retention_s: float = Field(30 * 86400.0, ge=1)
+    """How long a file is kept that does not say for itself, and how long a batch can be read after its end."""
+
+
+class BatchesSettings(_Group):
+    max_lines: int = Field(50_000, ge=1)
+    """The most lines of a batch."""
+    open_batches: int = Field(100, ge=1)
+    """How many batches that have not ended a tenant may have."""
+    active: int = Field(8, ge=1, le=256)
+    """How many batches a system worker drives at once; with more, each gets its turn."""
+    turn_s: float = Field(15.0, gt=0)
+    """How long a batch is driven while others wait for a turn. Its jobs run on meanwhile."""
+    window: int = Field(1_000, ge=1, le=100_000)
+    """The most jobs of one batch that wait or run; what is done with leaves the server."""
+    flush_s: float = Field(10.0, gt=0)
+    """How often results are written to the file store, a file each time; sooner when there are many."""
+
+
+class WebhooksSettings(_Group):
+    allow: list[str] = []
+    """Networks that may be called though they are private, and without TLS, with commas between them: 10.1.0.0/16.
+    What a tenant names elsewhere must be https and in the open internet."""
+    timeout_s: float = Field(10.0, gt=0, le=60)
+    """How long a receiver may take to answer, from the look-up of its name on."""
+    give_up_s: float = Field(86400.0, gt=0)
+    """How long after a job's end its webhook is tried; never beyond the job's retention."""
+    retry_base_s: float = Field(5.0, gt=0)
+    """The wait before the second try; each further one is three times as long."""
+    retry_cap_s: float = Field(6 * 3600.0, gt=0)
+    """The longest wait between two tries."""
+    concurrency: int = Field(32, ge=1, le=1024)
+    """How many receivers a system worker calls at once. One receiver gets an eighth of them, one tenant a quarter."""
+
+    @field_validator("allow", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _names(value)
+
+    @field_validator("allow")
+    @classmethod
+    def _are_networks(cls, value: list[str]) -> list[str]:
+        for text in value:
+            try:
+                ip_network(text)
+            except ValueError:
+                raise ValueError("networks as 10.1.0.0/16 or fd00::/8, with no bit set behind the prefix") from None
+        return value
+
+    @property
+    def allowed(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks in ``allow``."""
+        return tuple(ip_network(text) for text in self.allow)
+
+
 class LocalSettings(_Group):
     state_dir: Path = Path("~/.local/state/farm")
     """Where ``farm up`` keeps data, logs and addresses."""
@@ -261,7 +325,7 @@ class WorkerSettings(_Group):
     name: str | None = None
     """The worker's name, the same after a restart and used by no other. Unset: the host's name and process id."""
     role: Literal["model", "system"] = "model"
-    """model generates; system has no engine and keeps queues moving."""
+    """model generates; system has no engine: it keeps queues moving, drives batches and calls webhooks."""
     heartbeat_file: Path | None = None
     """Touched while steps progress; a liveness probe reads its age."""
     drain_s: float = Field(4.0, gt=0)
@@ -286,6 +350,9 @@ class Settings(BaseSettings):
     limits: LimitsSettings = LimitsSettings()
     api: ApiSettings = ApiSettings()
     flower: FlowerSettings = FlowerSettings()
+    files: FilesSettings = FilesSettings()
+    batches: BatchesSettings = BatchesSettings()
+    webhooks: WebhooksSettings = WebhooksSettings()
     local: LocalSettings = LocalSettings()
     logs: LogsSettings = LogsSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -354,7 +421,7 @@ def _problem(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{name} is not a setting{nearest(name, setting_names())}"
     value = "its value" if name.endswith("__URL") else repr(first["input"])
-    wanted = first["msg"].removeprefix("Input should be ").split(", unable")[0]
+    wanted = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").split(", unable")[0]
     return f"{name}: {value} is no good; give {wanted.removeprefix('a valid ')}"
 
 

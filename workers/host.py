@@ -26,6 +26,7 @@ from workers.health import Health
 from workers.heartbeat import Heartbeat
 from workers.keeper import Keeper
 from workers.runner import Runner
+from workers.system.chores import Chores
 
 log = structlog.get_logger(__name__)
 
@@ -47,8 +48,11 @@ class Host:
         self.health = Health(settings, self)
         self.heartbeat = Heartbeat(settings.worker.heartbeat_file, self.health)
         self.runner: Runner | None = None
+        self.chores: Chores | None = None
         if settings.worker.role == "model":
             self.runner = Runner(settings, self.attempts, name, self._refused)
+        else:
+            self.chores = Chores(self.jobs, self.attempts.worker)
         self.beat = self.runner.beat if self.runner else Beat(self._beat, lambda: settings.keeper.liveness_s / 3)
         self._is_registered = False
         self._draining = threading.Event()
@@ -76,6 +80,8 @@ class Host:
         else:
             self.beat.start()
         self.keeper.start()
+        if self.chores is not None:
+            self.chores.start()
         log.info("worker_started", worker=self.attempts.worker, role=self.settings.worker.role)
 
     def drain(self) -> None:
@@ -83,11 +89,15 @@ class Host:
         self._draining.set()
         if self.runner is not None:
             self.runner.drain()
+        if self.chores is not None:
+            self.chores.ask_to_stop()
 
     def stop(self) -> None:
         """Take leave of the farm."""
         self.drain()
         self._stopped.set()
+        if self.chores is not None:
+            self.chores.stop()
         self.heartbeat.stop()
         self.keeper.stop()
         self.beat.stop()

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from farm.cli.output import clock, duration, printable, stdout, table
 from farm.contracts import JobState
-from farm.results import JobView
+from farm.results import JobView, WebhookView
 
 STYLES = {
     JobState.SUCCEEDED: "green",
@@ -66,9 +66,20 @@ def _facts(view: JobView) -> list[tuple[str, str]]:
         facts.append(("losses", f"{view.losses}: lost so often in a row with few new tokens"))
     if view.error:
         facts.append(("error", f"{view.error.code}: {view.error.message}"))
+    if view.webhook:
+        facts.append(("webhook", _webhook(view.webhook)))
     if view.metadata:
         facts.append(("metadata", ", ".join(f"{name}={value}" for name, value in view.metadata.items())))
     return facts
+
+
+def _webhook(webhook: WebhookView) -> str:
+    """What came of it; not the URL, which may hold a secret."""
+    if not webhook.calls:
+        return webhook.state
+    last = webhook.calls[-1]
+    calls = f"{webhook.tries:,} {'call' if webhook.tries == 1 else 'calls'}"
+    return f"{webhook.state}, {calls}, the last: {last.status or last.error}"
 
 
 def _history(view: JobView) -> Table:

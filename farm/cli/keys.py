@@ -17,6 +17,7 @@ from farm.cli.options import Json, LimitOption, NamedTenant, Weight, parse_limit
 from farm.cli.output import duration, emit, note, stdout, table
 from farm.ledger.jobs import Jobs
 from farm.ledger.keyring import ID_DIGITS, SCOPES, USUAL_SCOPES, KeyInfo, Keyring
+from farm.ledger.webhooks import WebhookSecrets
 
 app = commands()
 keys = typer.Typer(
@@ -28,6 +29,7 @@ keys = typer.Typer(
         "farm keys create --tenant ann --scope read --weight 3 --limit queued_jobs=1000",
         "farm keys list",
         "farm keys revoke 0d5bfa6e1c0e4b7a",
+        "farm keys webhook-secret --tenant ann",
     ),
 )
 app.add_typer(keys)
@@ -122,11 +124,43 @@ def revoke(
         raise typer.Exit(FAILED)
 
 
+@keys.command(
+    "webhook-secret",
+    cls=Command,
+    epilog=examples("farm keys webhook-secret --tenant ann", "farm keys webhook-secret --tenant ann --rotate"),
+)
+def webhook_secret(
+    tenant: NamedTenant,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make a new one; the one before signs beside it for a day.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a tenant's webhooks are signed with.
+
+    Hand it to whoever receives them. Unlike a key it can be shown again: the server holds it as it is, since signing
+    needs it.
+    """
+    with _ledger() as jobs:
+        secrets = WebhookSecrets(jobs)
+        secret = secrets.rotate(tenant) if rotate else secrets.of(tenant)[0]
+    if as_json:
+        emit({"tenant": tenant, "secret": secret})
+        return
+    sys.stdout.write(secret + "\n")
+
+
 @contextmanager
 def _keyring() -> Iterator[Keyring]:
+    with _ledger() as jobs:
+        yield Keyring(jobs)
+
+
+@contextmanager
+def _ledger() -> Iterator[Jobs]:
     jobs = Jobs(reachable_settings())
     try:
-        yield Keyring(jobs)
+        yield jobs
     finally:
         jobs.client.close()
 

@@ -43,7 +43,7 @@ def worker(
     role: Annotated[
         Role | None,
         typer.Option(
-            help="model generates; system has no engine and keeps queues moving.",
+            help="model generates; system has no engine: it keeps queues moving, drives batches, calls webhooks.",
             show_default="FARM_WORKER__ROLE, model",
         ),
     ] = None,

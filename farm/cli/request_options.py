@@ -41,6 +41,7 @@ REQUEST_OPTIONS: dict[str, Any] = {
     "model": Annotated[str | None, _field("model", "NAME", QUEUEING, default=False)],
     "priority": Annotated[str | None, _field("priority", "LEVEL", QUEUEING, help=_PRIORITY)],
     "deadline_s": Annotated[float | None, _field("deadline_s", "SECONDS", QUEUEING, "--deadline", default=False)],
+    "webhook_url": Annotated[str | None, _field("webhook_url", "URL", QUEUEING, "--webhook", default=False)],
 }
 """Options by the request's field that they set."""
 

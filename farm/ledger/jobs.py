@@ -20,6 +20,7 @@ from farm.ledger.admission import Rest, Word, conflict, hopeless, is_refused, ou
 from farm.ledger.forecast import Standing, read
 from farm.ledger.scripts import Scripts
 from farm.ledger.views import logprobs_of, view_of
+from farm.ledger.webhook_log import lane_and_url
 from farm.results import JobView, TokenLogprobs
 from farm.settings import Settings
 from farm.time_limit import time_limit
@@ -174,7 +175,7 @@ class Jobs:
             deadline_ms = math.ceil((job.request.deadline_s or 0) * 1000)
             text = job.request.to_json()
             args += (job.id, fingerprint(text + job.part_of), job.model, job.tenant, job.request.priority)
-            args += (job.cost, deadline_ms, job.plain, text)
+            args += (job.cost, deadline_ms, job.plain, lane_and_url(job.request.webhook_url), text)
         answer: list[Word] = self.scripts.call("submit", *args, durable_ms=self.durable_ms)
         self.has_answered = True
         return answer
@@ -268,6 +269,11 @@ class Jobs:
         for start in range(0, len(job_ids), SUBMIT_CHUNK):
             states += self.scripts.call("cancel", self._retention_ms, *job_ids[start : start + SUBMIT_CHUNK])
         return [JobState(state) if state else None for state in states]
+
+    def forget(self, tenant: str, job_ids: Sequence[str]) -> int:
+        """Drop jobs of a tenant that have ended and that nobody will ask for any more. Returns how many there were."""
+        chunks = [job_ids[start : start + SUBMIT_CHUNK] for start in range(0, len(job_ids), SUBMIT_CHUNK)]
+        return sum(int(self.scripts.call("forget", tenant, *chunk)) for chunk in chunks)
 
     def models(self) -> dict[str, ModelFacts]:
         """The models that workers have served, by name."""

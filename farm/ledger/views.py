@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from farm.contracts import JobState, Request
+from farm.ledger.webhook_log import webhook_of
 from farm.results import AttemptRecord, JobError, JobView, Timings, TokenLogprobs, Usage
 
 MAX_TOKENS = int(Request.model_fields["max_tokens"].default)
@@ -45,6 +46,7 @@ def view_of(job_id: str, fields: dict[str, str], entries: list[str], past: list[
         metadata=request.get("metadata", {}),
         wants_token_ids=request.get("return_token_ids", False),
         logprobs=logprobs_of(tokens) if request.get("logprobs") is not None else None,
+        webhook=webhook_of(fields),
         least_tokens=most_tokens if request.get("ignore_eos") else request.get("min_tokens", 0),
         most_tokens=most_tokens,
         losses=int(fields.get("losses", 0)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+import openai
 import pytest
 import uvicorn
 
@@ -22,6 +23,7 @@ from farm.ledger.keyring import Keyring
 from farm.listening import listen
 from farm.local.environ import with_values
 from farm.settings import Settings
+from tests.api.openai_client import Client
 from tests.conftest import wait_until
 from tests.farmhand import Farmhand, quick
 
@@ -84,6 +86,21 @@ async def keyed(api_settings: Settings, jobs: Jobs) -> AsyncIterator[httpx2.Asyn
 def serve(api_settings: Settings, jobs: Jobs) -> Serve:
     """Serve the API over sockets, with changes to its settings."""
     return lambda **changes: serving(with_values(api_settings, api=changes))
+
+
+@pytest.fixture
+def openai_of(served: Served, key: Callable[..., dict[str, str]]) -> Iterator[Client]:
+    """OpenAI's client, as it comes, for a tenant."""
+    made: list[openai.OpenAI] = []
+
+    def make(tenant: str = "ann", **more: Any) -> openai.OpenAI:
+        secret = key(tenant, **more)["Authorization"].removeprefix("Bearer ")
+        made.append(openai.OpenAI(base_url=f"{served.url}/v1", api_key=secret, max_retries=0))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
 
 
 class client_of:  # noqa: N801

@@ -6,6 +6,7 @@ import pytest
 
 from farm.ledger.jobs import Jobs
 from farm.ledger.keyring import Keyring
+from farm.ledger.webhooks import WebhookSecrets
 from tests.commands import Said, farm
 from tests.integration.conftest import submit
 
@@ -37,6 +38,18 @@ def test_a_key_from_its_making_to_its_end(jobs: Jobs) -> None:
     assert Keyring(jobs).find(secret) is None
     again = _farm(jobs, "keys", "revoke", principal.key_id, "--json")
     assert (again.code, again.json) == (1, {"id": principal.key_id, "revoked": False})
+
+
+def test_a_webhook_secret_is_shown_and_changed(jobs: Jobs) -> None:
+    """The same each time, for its tenant alone, until it is rotated."""
+    first = _farm(jobs, "keys", "webhook-secret", "--tenant", "ann")
+    again = _farm(jobs, "keys", "webhook-secret", "--tenant", "ann", "--json")
+    assert first.code == 0
+    assert first.out.startswith("whsec_")
+    assert again.json == {"tenant": "ann", "secret": first.out.strip()}
+    second = _farm(jobs, "keys", "webhook-secret", "--tenant", "ann", "--rotate").out.strip()
+    assert second != first.out.strip()
+    assert WebhookSecrets(jobs).of("ann") == [second, first.out.strip()]
 
 
 def test_a_tenant_s_weight_and_limits(jobs: Jobs) -> None:

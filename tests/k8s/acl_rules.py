@@ -26,17 +26,24 @@ RULES = REPOSITORY / "k8s" / "base" / "redis" / "users.acl"
 LEDGER = "farm/ledger/"
 CLIENT = ("jobs.py", "listing.py", "streams.py", "usage.py")
 SUBMITTING = {"submit", "cancel", "position", "pieces", "mark"}
+KEEPING_FILES = {"file_add", "file_drop", "batch_add", "batch_cancel"}
 # What each role runs of ours: scripts, and modules of the ledger that send commands themselves.
 RUNS = {
     "producer": (SUBMITTING, CLIENT),
-    "api": (SUBMITTING | {"take"}, (*CLIENT, "keyring.py", "overview.py", "tenants.py")),
+    "api": (
+        SUBMITTING | {"take"} | KEEPING_FILES,
+        (*CLIENT, "keyring.py", "overview.py", "tenants.py", "files.py", "batches.py"),
+    ),
     "worker": (
-        set(scripts.NAMES) - {"position", "pieces", "take", "revive", "purge"},
-        ("jobs.py", "upkeep.py", "attempts.py", "../../workers/host.py"),
+        set(scripts.NAMES) - {"pieces", "take", "revive", "purge"} - KEEPING_FILES | {"file_drop"},
+        (
+            *("jobs.py", "upkeep.py", "attempts.py", "../../workers/host.py"),
+            *("streams.py", "watch.py", "driving.py", "batches.py", "files.py", "webhooks.py"),
+        ),
     ),
     "operator": (
         {"cancel", "revive", "purge"},
-        ("jobs.py", "dead.py", "keyring.py", "overview.py", "tenants.py", "usage.py"),
+        ("jobs.py", "dead.py", "keyring.py", "overview.py", "tenants.py", "usage.py", "webhooks.py"),
     ),
     "monitor": (set[str](), ("overview.py", "usage.py")),
 }
@@ -82,7 +89,7 @@ READS |= {
     "zrevrangebyscore",
     "zscore",
 }
-READS |= {"hvals", "hrandfield", "hstrlen", "zmscore", "zrevrange"}
+READS |= {"hvals", "hrandfield", "hstrlen", "zcount", "zmscore", "zrevrange", "zrevrank"}
 
 MARK = "    # the ledger, by python -m tests.k8s.acl_rules --write\n"
 Uses = set[tuple[str, str | None]]

@@ -25,8 +25,12 @@ ROLES = ("producer", "api", "worker", "operator", "flower", "monitor")
 
 # Who works, who leads, whether there is memory, what goes next: no business of those who submit.
 WORKERS_ALONE = {"workers", "worker", "names", "models", "beat", "grace", "leader", "full", "vclock", "usage_days"}
+WORKERS_ALONE |= {"batch_parts"}
 # What an API keeps of those who ask it.
 APIS_ALONE = {"pace", "keys_used"}
+# Files and batches come in through an API; workers end them.
+APIS_AND_WORKERS = {"file", "files", "file_bytes", "files_due", "files_trash"}
+APIS_AND_WORKERS |= {"batch", "batches", "batches_open", "batches_due"}
 WRITES = {
     "hash": ("HSET", "f", "v"),
     "list": ("RPUSH", "v"),
@@ -131,7 +135,8 @@ def test_nobody_can(admin: redis.Redis, command: str) -> None:
 def test_who_writes_a_key(admin: redis.Redis, key: keys.Key) -> None:
     """Workers write the ledger, producers and APIs what they submit and cancel, operators tenants' limits and API keys.
 
-    Flower and monitor write nothing; only workers delete, and operators what they may write.
+    An API keeps files and batches, which workers end. Flower and monitor write nothing; only workers delete, and
+    operators what they may write.
     """
     name = keys.PREFIX + re.sub(r"<\w+>", "x", key.name)
     family = key.name.partition(":")[0]
@@ -141,6 +146,10 @@ def test_who_writes_a_key(admin: redis.Redis, key: keys.Key) -> None:
         assert writers == {"worker"}
     elif family in APIS_ALONE:
         assert writers - {"operator"} == {"api"}
+    elif family in APIS_AND_WORKERS:
+        assert writers == {"api", "worker"}
+    elif family == "webhook_secrets":
+        assert writers == {"operator", "worker"}
     elif family in acl_rules.OPERATORS:
         assert writers == {"operator"}
     else:

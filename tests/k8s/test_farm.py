@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, chord, group
+from openai import OpenAI
 
 from farm import Farm
 from farm.contracts import JobState
@@ -22,6 +23,7 @@ from farm.settings import Settings, load_settings
 from tests.conftest import tool, wait_until
 from tests.k8s.manifests import build, clean_environ
 from tests.k8s.pods import LOOPBACK, Cluster, Pod
+from tests.receiver import Receiver
 
 MAIN, BACKUP = "bloom7b1-inference", "bloom7b1-inference-backup"
 PODS = {
@@ -39,10 +41,12 @@ WARM = {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".c
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Redis, a worker of each pool, a system worker, Flower and an API, all ready."""
     running = Cluster(build("local", ("monitoring",)), tmp_path_factory.mktemp("cluster"))
+    # What an operator adds for batches and for receivers inside.
+    shared = {"FARM_FILES__URL": str(tmp_path_factory.mktemp("files")), "FARM_WEBHOOKS__ALLOW": f"{LOOPBACK}/32"}
     try:
         running.start_redis()
         for workload, name in PODS.items():
-            running.start(workload, name, **WARM)
+            running.start(workload, name, **WARM, **shared)
         for pod in running.pods:
             pod.wait_ready()
         yield running
@@ -128,9 +132,7 @@ def test_flower_sees_workers_and_tasks(cluster: Cluster) -> None:
 
 def test_the_api_answers_with_a_key_of_the_operators(cluster: Cluster) -> None:
     """The operator makes a key; with it, and not without, the API takes a job, answers it and lists it."""
-    farm = ["farm", "keys", "create", "--tenant", "shop", "--json"]
-    environ = {**clean_environ(), "FARM_REDIS__URL": cluster.url("operator"), "PATH": cluster.path}
-    made = json.loads(subprocess.run(farm, env=environ, capture_output=True, text=True, timeout=60, check=True).stdout)
+    made = _operate(cluster, "keys", "create", "--tenant", "shop")
     url = f"http://{LOOPBACK}:{_pod(cluster, 'api-0').ports['http']}/v1/jobs"
     body = json.dumps({"prompt": "A goat", "max_tokens": 4}).encode()
 
@@ -146,6 +148,40 @@ def test_the_api_answers_with_a_key_of_the_operators(cluster: Cluster) -> None:
     assert status == 202
     assert ask(url, body, **key, **{"Idempotency-Key": "order-7"})[1]["id"] == job["id"], "a repeated submit is one job"
     assert ask(f"{url}/{job['id']}?wait=30", **key)[1]["state"] == "succeeded"
+    assert not _denials(cluster)
+
+
+def _operate(cluster: Cluster, *command: str) -> Any:
+    """What a command of the operator's prints as JSON."""
+    environ = {**clean_environ(), "FARM_REDIS__URL": cluster.url("operator"), "PATH": cluster.path}
+    done = subprocess.run(
+        ["farm", *command, "--json"], env=environ, capture_output=True, text=True, timeout=60, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_batches_and_webhooks_with_the_rights_of_their_roles(cluster: Cluster) -> None:
+    """Through the API and the system worker: upload, run, tell the receiver, download, cancel, delete; Redis refuses
+    nothing."""
+    url = f"http://{LOOPBACK}:{_pod(cluster, 'api-0').ports['http']}/v1"
+    line = json.dumps({"custom_id": "one", "prompt": "A goat", "max_tokens": 4}).encode() + b"\n"
+    secret = _operate(cluster, "keys", "webhook-secret", "--tenant", "shop")["secret"]
+    key = _operate(cluster, "keys", "create", "--tenant", "shop")["secret"]
+    with Receiver() as receiver, OpenAI(base_url=url, api_key=key, max_retries=0) as client:
+        file = client.files.create(file=("in.jsonl", line), purpose="batch")
+        made = {"input_file_id": file.id, "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = client.batches.create(**made, extra_body={"webhook_url": receiver.url})  # type: ignore[arg-type]
+        wait_until(lambda: receiver.got, why="the end of the batch", timeout_s=60)
+        assert receiver.got[0].verify(secret)["data"]["id"] == batch.id
+        output = client.batches.retrieve(batch.id).output_file_id
+        assert b'"custom_id":"one"' in client.files.content(output or "").read()
+        other = client.batches.create(**made)  # type: ignore[arg-type]
+        client.batches.cancel(other.id)
+        wait_until(lambda: client.batches.retrieve(other.id).status == "cancelled", why="the other's end")
+        assert len(client.batches.list(limit=1, after=other.id).data) == 1
+        assert len(client.files.list(order="asc").data) >= 2
+        assert client.files.delete(file.id).deleted
+    assert _operate(cluster, "keys", "webhook-secret", "--tenant", "shop", "--rotate")["secret"] != secret
     assert not _denials(cluster)
 
 

@@ -22,6 +22,8 @@ TYPES = {
 }
 DECLARED = {key.name.split(":")[0]: key for key in keys.KEYS}
 BUILDERS = {"key_job": "job", "key_out": "out", "key_history": "history", "key_queue": "queue", "key_lanes": "lanes"}
+BUILDERS |= {"key_hooks": "hooks", "key_batch": "batch", "key_parts": "batch_parts", "key_batches": "batches"}
+BUILDERS |= {"key_file": "file", "key_files": "files"}
 BUILDERS |= {"key_worker": "worker", "key_held": "held", "key_jobs": "jobs", "key_usage": "usage"}
 
 
@@ -85,6 +87,12 @@ def test_helpers_spell_the_names_of_the_list() -> None:
         keys.jobs("t"),
         keys.usage("t", "2026-11-23"),
         keys.used("2026-11-23"),
+        keys.hooks("t:r"),
+        keys.file("x"),
+        keys.files("t"),
+        keys.batch("x"),
+        keys.batch_parts("x"),
+        keys.batches("t"),
     ]
     made += [value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)]
     shapes = [re.compile(re.sub(r"<[a-z]+>", "[^:]+", re.escape(keys.PREFIX) + key.name) + "$") for key in keys.KEYS]

@@ -16,8 +16,14 @@ from farm.errors import ServerUnreachable, SettingsError
 from farm.settings import RedisSettings
 from farm.time_limit import time_left, time_limit
 
-# Only submit may be refused for lack of memory: whatever was accepted must be able to end.
-FLAGS = {"submit": "", "position": " flags=no-writes", "pieces": " flags=no-writes"}
+# Only what accepts something new may be refused for lack of memory: whatever was accepted must be able to end.
+FLAGS = {
+    "submit": "",
+    "file_add": "",
+    "batch_add": "",
+    "position": " flags=no-writes",
+    "pieces": " flags=no-writes",
+}
 NAMES = (
     "submit",
     "dispatch",
@@ -33,6 +39,16 @@ NAMES = (
     "mark",
     "pieces",
     "take",
+    "forget",
+    "webhook_take",
+    "webhook_note",
+    "file_add",
+    "file_drop",
+    "batch_add",
+    "batch_take",
+    "batch_keep",
+    "batch_cancel",
+    "batch_end",
     "revive",
     "purge",
     "tidy",

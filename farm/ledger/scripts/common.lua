@@ -24,11 +24,17 @@ local function key_worker(worker) return P .. 'worker:' .. worker end
 local function key_held(worker) return P .. 'held:' .. worker end
 local function key_jobs(tenant) return P .. 'jobs:' .. tenant end
 local function key_usage(tenant, day) return P .. 'usage:' .. tenant .. ':' .. day end
+local function key_hooks(lane) return P .. 'hooks:' .. lane end
+local function key_batch(id) return P .. 'batch:' .. id end
+local function key_parts(id) return P .. 'batch_parts:' .. id end
+local function key_batches(tenant) return P .. 'batches:' .. tenant end
+local function key_file(id) return P .. 'file:' .. id end
+local function key_files(tenant) return P .. 'files:' .. tenant end
 
 -- The fields of a job that moves between states need, or nil when there is no such job.
 local FIELDS = {'state', 'model', 'priority', 'tenant', 'seq', 'nonce', 'attempt', 'worker', 'base', 'strikes', 'losses',
   'retries', 'dispatch', 'claimed', 'cost', 'charged', 'deadline', 'plain', 'bytes', 'prompt_tokens', 'tries', 'not_before',
-  'probation', 'billed'}
+  'probation', 'billed', 'webhook'}
 local function load(id)
   local values = redis.call('HMGET', key_job(id), unpack(FIELDS))
   if not values[1] then return nil end
@@ -216,6 +222,15 @@ local function account(job, state, tokens)
   if job.base > 0 then redis.call('HINCRBY', key, 'resumed_tokens', job.base) end
 end
 
+-- Have an end told to a webhook, "receiver url", from now on. key: that of the job or batch.
+local function tell(key, tenant, webhook)
+  local lane = tenant .. ':' .. string.match(webhook, '^%S+')
+  redis.call('HSET', key, 'hook_state', 'pending', 'hook_tries', '0')
+  redis.call('HINCRBY', key, 'hook_event', 1)
+  redis.call('ZADD', key_hooks(lane), NOW, string.sub(key, #P + 1))
+  redis.call('ZADD', P .. 'webhooks', 'LT', NOW, lane)
+end
+
 -- The one way into a terminal state. Returns the line to announce.
 local function finish(job, state, retention, reason, fields)
   local tokens = redis.call('LLEN', key_out(job.id))
@@ -223,7 +238,7 @@ local function finish(job, state, retention, reason, fields)
   if job.state == 'running' and not job.recorded then record_attempt(job, reason) end
   leave(job)
   local was_claimed = job.attempt > 0
-  redis.call('HSET', key_job(job.id), 'state', state, 'finished', int(NOW), unpack(fields))
+  redis.call('HSET', key_job(job.id), 'state', state, 'finished', int(NOW), 'bytes', int(job.bytes), unpack(fields))
   if job.charged > 0 then
     charge(job, (job.prompt_tokens > 0 and job.prompt_tokens or 0) + gained - job.charged)
     owe(job, -job.charged)
@@ -235,6 +250,7 @@ local function finish(job, state, retention, reason, fields)
   end
   account(job, state, gained)
   if state == 'dead' then redis.call('ZADD', P .. 'dead', NOW, job.id) end
+  if job.webhook then tell(key_job(job.id), job.tenant, job.webhook) end
   if job.plain then redis.call('ZADD', P .. 'undelivered', NOW + (reason == 'finish' and 5000 or 0), job.id) end
   -- The upkeep removes them at their retention; the TTL is for a farm that no longer has a keeper.
   local ttl = retention + 3600000

@@ -4,14 +4,14 @@
 -- ARGV: most jobs waiting in all, most jobs and most tokens of a tenant without limits of its own ('' for any number),
 --   '1' for each by itself, what the caller has still to send after this call, which must fit too, as JSON
 --   {tenant: [jobs, tokens]}, or '';
---   then nine a job: id, fingerprint, model, tenant, priority, cost in tokens, deadline in ms from now or 0,
---   plain-Celery headers as JSON or '', request as JSON.
+--   then ten a job: id, fingerprint, model, tenant, priority, cost in tokens, deadline in ms from now or 0,
+--   plain-Celery headers as JSON or '', webhook as "receiver url" or '', request as JSON.
 -- Returns one word a job: new, same (already there, equal request) or conflict (already there, another request).
 --   Or a refusal: in the place of a word, or alone when all or none are wanted.
 --   'full': the server needs its last memory for jobs that it has.
 --   {limit's name, tenant or '', its value, how much of it is taken, how much more was asked for, ms until there may be
 --   room}.
-local HEAD, EACH = 5, 9
+local HEAD, EACH = 5, 10
 local is_full = redis.call('EXISTS', P .. 'full') == 1
 local taken, most = tonumber(redis.call('GET', P .. 'waiting') or 0), tonumber(ARGV[1])
 
@@ -86,8 +86,9 @@ for _, i in ipairs(fresh) do
   local job = {id = ARGV[i], model = ARGV[i + 2], tenant = ARGV[i + 3], priority = ARGV[i + 4], seq = seq}
   redis.call('HSET', key_job(job.id), 'state', 'queued', 'fingerprint', ARGV[i + 1], 'model', job.model,
     'tenant', job.tenant, 'priority', job.priority, 'seq', int(seq), 'cost', ARGV[i + 5], 'created', now,
-    'bytes', #ARGV[i + 8] + 200, 'request', ARGV[i + 8])
+    'bytes', #ARGV[i + 9] + 200, 'request', ARGV[i + 9])
   if ARGV[i + 7] ~= '' then redis.call('HSET', key_job(job.id), 'plain', ARGV[i + 7]) end
+  if ARGV[i + 8] ~= '' then redis.call('HSET', key_job(job.id), 'webhook', ARGV[i + 8]) end
   local deadline = tonumber(ARGV[i + 6])
   if deadline > 0 then
     redis.call('HSET', key_job(job.id), 'deadline', int(NOW + deadline))

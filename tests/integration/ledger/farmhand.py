@@ -21,10 +21,15 @@ FACTS = ModelFacts(MODEL, 2048, 512, "f00d", "/nowhere")
 # Everything that the ledger remembers as a time, moved into the past. ARGV: ms, '1' when nobody beat meanwhile.
 _LATER = """
 local P, ms = KEYS[1], tonumber(ARGV[1])
-local zsets = {'running', 'dispatched', 'delayed', 'deadlines', 'finished', 'undelivered', 'dead', 'workers'}
-for _, name in ipairs(zsets) do
-  local members = redis.call('ZRANGE', P .. name, 0, -1, 'WITHSCORES')
-  for i = 1, #members, 2 do redis.call('ZADD', P .. name, string.format('%.0f', members[i + 1] - ms), members[i]) end
+local zsets = {'running', 'dispatched', 'delayed', 'deadlines', 'finished', 'undelivered', 'dead', 'workers',
+  'webhooks', 'files_due', 'files_trash', 'batches_due'}
+for i, name in ipairs(zsets) do zsets[i] = P .. name end
+for _, family in ipairs({'hooks:*', 'files:*', 'batches:*'}) do
+  for _, key in ipairs(redis.call('KEYS', P .. family)) do zsets[#zsets + 1] = key end
+end
+for _, key in ipairs(zsets) do
+  local members = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  for i = 1, #members, 2 do redis.call('ZADD', key, string.format('%.0f', members[i + 1] - ms), members[i]) end
 end
 for _, name in ipairs({'beat', 'grace'}) do
   local value = redis.call('GET', P .. name)
@@ -32,11 +37,13 @@ for _, name in ipairs({'beat', 'grace'}) do
     redis.call('SET', P .. name, string.format('%.0f', value - ms))
   end
 end
-for _, key in ipairs(redis.call('KEYS', P .. 'job:*')) do
-  for _, name in ipairs({'deadline', 'claimed', 'created', 'started', 'finished', 'not_before', 'first_token',
-      'revived'}) do
-    local value = redis.call('HGET', key, name)
-    if value and value ~= '0' then redis.call('HSET', key, name, string.format('%.0f', value - ms)) end
+for _, kind in ipairs({'job:*', 'batch:*', 'file:*'}) do
+  for _, key in ipairs(redis.call('KEYS', P .. kind)) do
+    for _, name in ipairs({'deadline', 'claimed', 'created', 'started', 'finished', 'not_before', 'first_token',
+        'revived', 'expires'}) do
+      local value = redis.call('HGET', key, name)
+      if value and value ~= '0' then redis.call('HSET', key, name, string.format('%.0f', value - ms)) end
+    end
   end
 end
 for _, key in ipairs(redis.call('KEYS', P .. '*')) do

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 
 from farm import keys
+from farm.batch_contracts import COMPLETIONS, BatchRequest
+from farm.ledger.batches import Batches
+from farm.ledger.driving import Driving, Progress
+from farm.ledger.files import Files
 from farm.ledger.keyring import Keyring
 from farm.ledger.tenants import Tenants
 from farm.ledger.upkeep import Upkeep
+from farm.ledger.webhooks import WebhookSecrets
 from tests.integration.ledger.farmhand import Field
 
 
@@ -32,6 +37,15 @@ def test_every_key_on_the_server_is_declared_with_its_type(field: Field) -> None
     field.submit(30, tenant="ben")
     hand.beat()
     field.dispatch()
+    WebhookSecrets(field.jobs).of("ann")
+    field.jobs.cancel(field.submit(webhook_url="https://example.com/"))
+    files, batches, driving = Files(field.jobs), Batches(field.jobs), Driving(field.jobs, "barn")
+    files.announce("files/0")
+    made = files.add("file-1", "ann", "files/1", filename="in.jsonl", purpose="batch", size=9)
+    batches.add(BatchRequest(input_file_id=made.id, endpoint=COMPLETIONS), "ann")
+    drive = driving.take()
+    assert drive is not None
+    driving.advance(drive, Progress(total=1), ["part"], "in_progress")
     field.jobs.scripts.call("mark")
     field.client.config_set("maxmemory", int(field.client.info("memory")["used_memory"] / 0.9))
     Upkeep(field.jobs).watch_memory()

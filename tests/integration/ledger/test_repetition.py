@@ -10,13 +10,15 @@ import pytest
 from farm import keys
 from farm.ledger import dead
 from farm.ledger.attempts import Advance, Attempts
+from farm.ledger.files import Files
 from farm.ledger.scripts import NAMES
+from farm.ledger.webhooks import Due, Outbox
 from tests.integration.ledger.farmhand import FACTS, MODEL, Field, Hand, failed, succeeded, token
 
 Deed = Callable[[Field, Hand, str], Any]
 
 # What may differ after a repetition: times of beats and renewals, notifications, and how long a lead lasts.
-MOVING = ("events", "beat", "workers", "running", "leader", "wake")
+MOVING = ("events", "beat", "workers", "running", "leader", "wake", "batches_due")
 
 
 def advance(hand: Hand, job: str, tokens: int) -> Advance:
@@ -39,6 +41,20 @@ DEEDS: dict[str, Deed] = {
     "leave": lambda _, hand, __: hand.attempts.leave(),
     "upkeep": lambda field, _, __: field.keep(),
     "upkeep after a lease": lambda field, _, job: _end_lease(field, job),
+    "forget": lambda field, hand, job: (
+        hand.runs and hand.finish(job, 2),
+        field.jobs.forget("default", [job, "nobody"]),
+    ),
+    "webhook_note": lambda field, _, __: _note_webhook(field, "retry"),
+    "webhook_note of a success": lambda field, _, __: _note_webhook(field, "delivered"),
+    "file_add": lambda field, _, __: _file(field),
+    "file_drop": lambda field, _, __: _drop(field),
+    "batch_add": lambda field, _, __: _batch(field),
+    "batch_keep": lambda field, _, __: _driven(field, "batch_keep", 10_000, 1, "in_progress", 1, "part", "total", 3),
+    "batch_cancel": lambda field, _, __: (_batch(field), field.jobs.scripts.call("batch_cancel", "batch_1", "default")),
+    "batch_end": lambda field, _, __: _driven(
+        field, "batch_end", "completed", 1000, "batches/batch_1/", 0, "output_file", "file-2", "p", "name", 9, 9, 1000
+    ),
     "revive": lambda field, _, __: field.jobs.scripts.call("revive", "token", 0, "dead", "nobody"),
     "revive anew": lambda field, _, __: field.jobs.scripts.call("revive", "token", 1, "dead"),
     "purge": lambda field, _, __: dead.purge(field.jobs, ["dead", "nobody"]),
@@ -47,6 +63,43 @@ DEEDS: dict[str, Deed] = {
     "pieces": lambda field, _, job: field.jobs.pieces([(job, 0), (job, 1), ("nobody", 0)]),
     "position": lambda field, _, __: field.jobs.view(_waiting(field).id, with_position=True),
 }
+
+
+def _note_webhook(field: Field, outcome: Any) -> None:
+    """The same call of a webhook, noted once more."""
+    if not field.client.exists(keys.job("hooked")):
+        field.jobs.submit([field.place("again", job_id="hooked", webhook_url="https://example.com/")])
+        field.jobs.cancel(["hooked"])
+        Outbox(field.jobs).take(1, {})
+        token = str(field.client.hget(keys.job("hooked"), "hook_token"))
+        field.client.set("token", token)
+    lane = "default:" + str(field.client.hget(keys.job("hooked"), "webhook")).split(" ")[0]
+    Outbox(field.jobs).note(
+        Due("job:hooked", "default", "https://example.com/", 1, 99, lane, str(field.client.get("token"))), outcome
+    )
+
+
+def _file(field: Field) -> None:
+    Files(field.jobs).add("file-1", "default", "files/1", filename="a", purpose="batch", size=9)
+
+
+def _drop(field: Field) -> None:
+    if not field.client.exists(keys.FILES_TRASH):
+        _file(field)
+    field.jobs.scripts.call("file_drop", "file-1", "default", "")
+
+
+def _batch(field: Field) -> None:
+    _file(field)
+    field.jobs.scripts.call("batch_add", "batch_1", "default", "file-1", "f", 9, 60_000, "endpoint", "/v1/completions")
+
+
+def _driven(field: Field, script: str, *args: str | int) -> None:
+    """The same word of whoever drives a batch, said once more."""
+    if not field.client.exists(keys.batch("batch_1")):
+        _batch(field)
+        field.jobs.scripts.call("batch_take", "nonce", "barn", 10_000)
+    field.jobs.scripts.call(script, "batch_1", "nonce", *args)
 
 
 def _waiting(field: Field) -> Any:
@@ -92,7 +145,7 @@ def steady(field: Field) -> dict[str, Any]:
 def test_every_script_is_repeated_here() -> None:
     """No script is left out but two: dispatch chooses more each time, within the room that there is (see the tests of
     capacity), and take counts each request, as it should (see those of limits)."""
-    assert {name.split()[0] for name in DEEDS} | {"dispatch", "take"} == set(NAMES)
+    assert {name.split()[0] for name in DEEDS} | {"dispatch", "take", "webhook_take", "batch_take"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", DEEDS)

@@ -1,0 +1,54 @@
+"""The janitor: deletes files whose time has come, and what was written and never became a file."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from farm.errors import FarmError
+from farm.file_store import open_store
+from farm.ledger.files import Files
+from farm.ledger.jobs import Jobs
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 10.0
+MOST = 100
+
+
+class Janitor:
+    """One janitor and its thread. Several may work side by side: deleting twice does no harm."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        """Raises SettingsError for a file store that can't be used."""
+        self._files = Files(jobs)
+        self._store = open_store(jobs.settings)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                if self.clean():
+                    continue
+            except FarmError as error:
+                log.warning("files_not_deleted", error=str(error))
+            except Exception:
+                log.exception("janitor_failed")
+            self._stopped.wait(LOOK_S)
+
+    def clean(self) -> bool:
+        """Delete some of what is due. Returns whether there may be more at once."""
+        looked = self._files.drop_expired(MOST)
+        paths = self._files.trash(MOST)
+        for path in paths:
+            self._store.delete(path)
+            self._files.deleted(path)
+        return max(looked, len(paths)) == MOST
