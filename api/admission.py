@@ -11,7 +11,7 @@ from api.schemas import MAX_LIST
 from api.service import Service
 from farm.contracts import Request, parse_request
 from farm.errors import IdempotencyConflict, InvalidRequest
-from farm.ledger.jobs import Submission
+from farm.ledger.records import Submission
 from farm.prompts import check_length, needs_counting
 
 

@@ -15,7 +15,7 @@ from api.streaming import HEARTBEAT, Stream
 from farm.contracts import JobState
 from farm.errors import FarmError
 from farm.flow import not_succeeded
-from farm.ledger.jobs import Piece, Submission
+from farm.ledger.records import Piece, Submission
 from farm.openai_shapes import completion_id, logprobs_body, usage_body
 from farm.results import JobView
 

@@ -17,7 +17,8 @@ from farm.calls import Calls
 from farm.egress import Egress, parse_target
 from farm.errors import FarmError, JobNotFound, ServerUnreachable
 from farm.ledger.forecast import Standing
-from farm.ledger.jobs import SUBMIT_CHUNK, Jobs, Submission
+from farm.ledger.jobs import SUBMIT_CHUNK, Jobs
+from farm.ledger.records import Submission
 from farm.ledger.streams import Reader
 from farm.ledger.watch import Watch
 from farm.prompts import PromptCheck

@@ -16,7 +16,7 @@ from benchmarks.report import finish
 from farm import Farm
 from farm.contracts import JobState
 from farm.ledger.attempts import Advance, Attempts, Claim, Outcome
-from farm.ledger.jobs import entry
+from farm.ledger.records import entry
 from farm.ledger.upkeep import Upkeep
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings

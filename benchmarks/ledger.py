@@ -20,7 +20,8 @@ import redis
 from benchmarks.report import finish
 from farm.contracts import JobState, Request
 from farm.ledger.attempts import Advance, Attempts, Claim, Outcome
-from farm.ledger.jobs import Jobs, Submission, entry
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import Submission, entry
 from farm.ledger.scripts import NAMES, sha
 from farm.ledger.upkeep import Upkeep
 from farm.local.server import EmbeddedServer

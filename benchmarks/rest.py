@@ -28,8 +28,9 @@ from benchmarks.report import finish
 from farm import keys
 from farm.contracts import parse_request
 from farm.ledger.attempts import Attempts
-from farm.ledger.jobs import Jobs, ModelFacts, entry
+from farm.ledger.jobs import Jobs
 from farm.ledger.keyring import Keyring
+from farm.ledger.records import ModelFacts, entry
 from farm.listening import listen
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings

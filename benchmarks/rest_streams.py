@@ -21,7 +21,8 @@ import uvloop
 
 from farm.contracts import parse_request
 from farm.ledger.attempts import Advance, Attempts, Claim
-from farm.ledger.jobs import Jobs, ModelFacts, entry
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import ModelFacts, entry
 from farm.ledger.upkeep import Upkeep
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings

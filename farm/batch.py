@@ -25,7 +25,7 @@ from farm.contracts import JobState
 from farm.errors import FarmError, InvalidRequest, JobNotFound
 from farm.flight import draw
 from farm.flow import CHUNK, MOST_RESUBMISSIONS, not_succeeded
-from farm.ledger.jobs import Piece, Submission
+from farm.ledger.records import Piece, Submission
 from farm.ledger.watch import News, Watch
 from farm.patience import patiently
 

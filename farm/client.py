@@ -30,8 +30,9 @@ from farm.flight import Flight, deliver, run
 from farm.flow import DEFAULT_WINDOW, Flow, Result
 from farm.job import Job
 from farm.ledger.dead import dead_ids
-from farm.ledger.jobs import Jobs, Submission
+from farm.ledger.jobs import Jobs
 from farm.ledger.listing import each_job
+from farm.ledger.records import Submission
 from farm.ledger.streams import Reader
 from farm.ledger.usage import UsageDay, read_usage
 from farm.ledger.watch import News, Watch

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from farm.errors import FarmError, JobNotFound
 from farm.flow import Flow, Result
 from farm.job import Job
-from farm.ledger.jobs import Submission
+from farm.ledger.records import Submission
 from farm.ledger.watch import News, Tell, Watch
 from farm.prompts import Placer, Prompt
 from farm.results import JobView

@@ -20,7 +20,7 @@ from farm.errors import (
     JobNotFound,
     JobNotSucceeded,
 )
-from farm.ledger.jobs import Piece, Submission
+from farm.ledger.records import Piece, Submission
 from farm.ledger.watch import News
 from farm.results import Completion, JobView
 

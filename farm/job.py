@@ -12,7 +12,7 @@ from farm.contracts import JobState
 from farm.errors import FarmError, InvalidRequest
 from farm.flow import not_succeeded, result_of
 from farm.ledger import dead
-from farm.ledger.jobs import Piece
+from farm.ledger.records import Piece
 from farm.ledger.watch import News
 from farm.results import Completion, Delta, JobView
 

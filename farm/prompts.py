@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 
 from farm.contracts import Priority, Request, model_name, parse_request
 from farm.errors import InvalidRequest, PromptTooLong
-from farm.ledger.jobs import Jobs, ModelFacts, Submission
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import ModelFacts, Submission
 
 FACTS_S = 5.0
 MOST_SAMPLES = 128

@@ -10,7 +10,8 @@ from typing import Self
 from farm.contracts import JobState
 from farm.errors import ServerUnreachable
 from farm.ledger.attempts import Advance, Attempts, Claim, Outcome
-from farm.ledger.jobs import Jobs, ModelFacts, entry
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import ModelFacts, entry
 from farm.ledger.upkeep import Upkeep
 from farm.results import JobError
 from farm.settings import Settings

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from farm.contracts import JobState, Request
 from farm.ledger.attempts import Advance, Claim
-from farm.ledger.jobs import entry
+from farm.ledger.records import entry
 from farm.results import JobError
 from workers.engine.protocol import Add, Failed, Finished, SamplingParams
 

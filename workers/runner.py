@@ -18,7 +18,7 @@ import structlog
 from farm.contracts import JobState
 from farm.errors import ServerUnreachable
 from farm.ledger.attempts import ENTRIES_PER_CALL, Attempts, Claim, Kept, Outcome, ReleaseKind
-from farm.ledger.jobs import ModelFacts, entry
+from farm.ledger.records import ModelFacts, entry
 from farm.results import JobError
 from farm.settings import Settings
 from workers.aboard import Aboard, Ending, order

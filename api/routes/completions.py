@@ -24,8 +24,8 @@ from api.streaming import until_left
 from farm.contracts import JobState, created_at
 from farm.errors import InvalidRequest, ModelNotFound
 from farm.flow import not_succeeded
-from farm.ledger.jobs import Submission
 from farm.ledger.overview import overview
+from farm.ledger.records import Submission
 from farm.openai_shapes import completion_body
 from farm.prompts import decode_tokens
 from farm.results import JobView

@@ -29,7 +29,7 @@ from api.requests import Call
 from api.service import Service
 from api.streaming import HEARTBEAT, Stream
 from farm.errors import FarmError, InvalidRequest
-from farm.ledger.jobs import Piece
+from farm.ledger.records import Piece
 from farm.results import JobView
 
 RETRY_MS = 1_000

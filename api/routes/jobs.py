@@ -15,9 +15,9 @@ from api.schemas import STATES, urls_of
 from api.service import Service, Written
 from farm.contracts import JobState
 from farm.errors import InvalidRequest, nearest
-from farm.ledger.jobs import Submission
 from farm.ledger.listing import MOST as MAX_PAGE
 from farm.ledger.listing import list_jobs
+from farm.ledger.records import Submission
 from farm.results import JobView
 
 POLL_S = (1, 30)  # least and most that a client is told to wait before it asks again

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from farm.connection import server_full
 from farm.contracts import Priority
 from farm.errors import DeadlineUnmeetable, ExceedsQuota, FarmError, IdempotencyConflict, QueueFull, QuotaExceeded
 from farm.ledger.forecast import Standing
-
-if TYPE_CHECKING:
-    from farm.ledger.jobs import Submission
+from farm.ledger.records import Submission
 
 Word = str | list[str]
 """What ``submit.lua`` says to a job: new, same, conflict, full; or why there is no room."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from farm.contracts import JobState, Request
-from farm.ledger.jobs import Jobs, ModelFacts
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import ModelFacts
 from farm.results import JobError
 
 SUSPECT_WAIT_MS = 150  # a flush, and a step or two: how long the one before it takes to be cleared

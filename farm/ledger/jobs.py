@@ -7,8 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import redis
 
@@ -18,66 +17,15 @@ from farm.contracts import SAFE_NAME, JobState, Priority, Request, created_at, f
 from farm.errors import FarmError, InvalidRequest, JobGone, JobNotFound, nearest
 from farm.ledger.admission import Rest, Word, conflict, hopeless, is_refused, outcome, refusal, too_late
 from farm.ledger.forecast import Standing, read
+from farm.ledger.records import ModelFacts, Piece, Submission
 from farm.ledger.scripts import Scripts
 from farm.ledger.views import logprobs_of, view_of
 from farm.ledger.webhook_log import lane_and_url
-from farm.results import JobView, TokenLogprobs
+from farm.results import JobView
 from farm.settings import Settings
 from farm.time_limit import time_limit
 
 SUBMIT_CHUNK = 100
-CHARS_PER_TOKEN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A checked request and its place. ``plain`` holds the headers of a plain Celery message, as JSON.
-
-    part_of: what else must be the same for a repetition to be one, such as the length of its list.
-    """
-
-    id: str
-    request: Request
-    model: str
-    tenant: str
-    plain: str = ""
-    part_of: str = ""
-
-    @property
-    def is_keyed(self) -> bool:
-        """Whether its id was not made for it alone: the job may have been there before."""
-        return created_at(self.id) is None
-
-    @property
-    def cost(self) -> int:
-        """Tokens to charge its tenant until the true number is known."""
-        prompt = self.request.prompt
-        return self.request.max_tokens + (
-            len(prompt) if isinstance(prompt, list) else len(prompt) // CHARS_PER_TOKEN + 1
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What a worker that serves a model said of it. ``tokenizer`` is a path that may exist on this machine."""
-
-    name: str
-    context: int
-    vocab: int
-    fingerprint: str
-    tokenizer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What a job's stream read: entries from ``start`` on, and the state at that moment."""
-
-    state: JobState
-    start: int
-    tokens: list[tuple[int, str]]
-    tail: str
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """Of the same tokens, if the request asked for them."""
 
 
 class Jobs:
@@ -297,22 +245,9 @@ class Jobs:
             )
         return None
 
-    def set_weight(self, tenant: str, weight: float) -> None:
-        """Give a tenant a share of the farm in proportion to its weight; 1 is everyone's until set."""
-        if not 0 < weight <= 1000:
-            raise InvalidRequest("weight", f"{weight:g} is out of range; give more than 0 and at most 1000")
-        with our_errors(self.where):
-            self.client.hset(keys.WEIGHTS, tenant, f"{weight:g}")
-
     def missing(self, job_id: str) -> JobNotFound:
         """The error for a job that is not there: JobGone if its time is past, else JobNotFound."""
         created = created_at(job_id)
         if created is not None and created < time.time() - self.settings.limits.retention_s:
             return JobGone(f"job {job_id} is gone: finished jobs are kept {self.settings.limits.retention_s:g} s")
         return JobNotFound(f"job {job_id} is unknown; check the id and that this is the right farm ({self.where})")
-
-
-def entry(token_id: int, text: str, logprob: float | None, top: list[tuple[int, float]] | None) -> str:
-    """One generated token as the ledger keeps it."""
-    body: list[Any] = [token_id, text] if logprob is None else [token_id, text, logprob, top or []]
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False)

@@ -119,7 +119,8 @@ class Tenants:
         if wanted:
             self._merge(name, wanted)
         if weight is not None:
-            self.jobs.set_weight(name, weight)
+            with our_errors(self.jobs.where):
+                self.jobs.client.hset(keys.WEIGHTS, name, f"{weight:g}")
         return self.get(name)
 
     def take(self, name: str) -> Allowance:

@@ -13,7 +13,8 @@ from farm import keys
 from farm.connection import our_errors
 from farm.contracts import JobState
 from farm.errors import FarmError, JobNotFound
-from farm.ledger.jobs import Jobs, Piece
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import Piece
 from farm.results import JobView
 
 STATES_PER_CALL = 500

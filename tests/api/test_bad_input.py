@@ -13,7 +13,8 @@ import httpx2
 import pytest
 
 from farm import keys
-from farm.ledger.jobs import Jobs, entry
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import entry
 from tests.api.conftest import WEB, Serve, Served, submit
 from tests.conftest import wait_until
 

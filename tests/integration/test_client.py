@@ -29,7 +29,8 @@ from farm import (
 )
 from farm.errors import PromptTooLong, SettingsError
 from farm.ledger import streams
-from farm.ledger.jobs import Jobs, ModelFacts
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import ModelFacts
 from farm.prompts import Prompt, derived_seed
 from farm.settings import Settings, load_settings
 from tests.conftest import wait_until

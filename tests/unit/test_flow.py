@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from farm.contracts import parse_request
 from farm.errors import FarmError, InvalidRequest, JobCancelled, JobNotFound
 from farm.flow import MOST_RESUBMISSIONS, Flow
-from farm.ledger.jobs import Submission
+from farm.ledger.records import Submission
 
 REQUEST = parse_request({"prompt": "x"})
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from farm.contracts import parse_request
 from farm.errors import InvalidRequest, PromptTooLong
-from farm.ledger.jobs import ModelFacts
+from farm.ledger.records import ModelFacts
 from farm.prompts import MOST_SAMPLES, check_length, derived_seed, fan_out
 
 FACTS = ModelFacts("tiny-bloom", 64, 100, "", "")

@@ -21,7 +21,8 @@ from farm.errors import (
 )
 from farm.flow import CHUNK
 from farm.ledger.driving import Drive
-from farm.ledger.jobs import Jobs, Piece, Submission
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import Piece, Submission
 from farm.ledger.streams import Reader
 from farm.ledger.watch import News, Watch
 from farm.prompts import PromptCheck

@@ -10,8 +10,10 @@ from typing import Any
 from farm import keys
 from farm.contracts import JobState, Request
 from farm.ledger.attempts import Advance, Attempts, Claim, Kept, Outcome, Refusal, ReleaseKind
-from farm.ledger.jobs import Jobs, ModelFacts, Submission, entry
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import ModelFacts, Submission, entry
 from farm.ledger.upkeep import Dispatch, Round, Upkeep
+from farm.ledger.webhooks import Due
 from farm.results import JobError, JobView
 
 MODEL = "tiny-bloom"
@@ -125,6 +127,7 @@ class Field:
         self.keeper = Upkeep(jobs)
         self._later = self.client.register_script(_LATER)
         self.mail: dict[str, Dispatch] = {}
+        self.calls: list[Due] = []
         self._incarnations = 0
 
     # Producers

@@ -25,7 +25,8 @@ from farm.contracts import Request
 from farm.errors import IdempotencyConflict
 from farm.ledger import dead
 from farm.ledger.attempts import Advance, Claim, Refusal, ReleaseKind
-from farm.ledger.jobs import Jobs, Submission
+from farm.ledger.jobs import Jobs
+from farm.ledger.records import Submission
 from farm.ledger.upkeep import Dispatch, Upkeep
 from tests.integration.ledger.farmhand import ENDED, MODEL, Field, Hand, Run, check, failed, indices, succeeded
 

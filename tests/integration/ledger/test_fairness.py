@@ -8,6 +8,7 @@ import pytest
 
 from farm import keys
 from farm.ledger.jobs import Jobs
+from farm.ledger.tenants import Tenants
 from farm.ledger.upkeep import Upkeep
 from farm.settings import load_settings
 from tests.integration.ledger.farmhand import MODEL, Field
@@ -85,7 +86,7 @@ def test_tenants_take_turns(narrow: Field) -> None:
 
 def test_a_tenant_gets_by_its_weight(narrow: Field) -> None:
     """A tenant of weight 3 gets three times the tokens of one with weight 1."""
-    narrow.jobs.set_weight("ann", 3)
+    Tenants(narrow.jobs).change("ann", weight=3)
     queue(narrow, "ann", 100)
     queue(narrow, "ben", 100)
     assert Counter(one_by_one(narrow, 40)) == {"ann": 30, "ben": 10}
@@ -212,7 +213,7 @@ def test_a_position_is_the_place_in_the_order_of_dispatch(narrow: Field, served:
     field = narrow
     settings = {"redis": {"url": field.jobs.settings.redis.url}, "keeper": {"margin": 0}}
     field.jobs.settings = load_settings(**settings, limits={"high_lead_tokens": 3 * COST})
-    field.jobs.set_weight("ann", 3)
+    Tenants(field.jobs).change("ann", weight=3)
     jobs = [*queue(field, "ben", 9), *queue(field, "ann", 9), *queue(field, "cleo", 9, priority="high")]
     jobs += [
         *queue(field, "ben", 4, priority="high"),

@@ -1,0 +1,34 @@
+"""The farm on one machine, logs and telemetry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from farm.settings.base import Group
+
+
+class LocalSettings(Group):
+    state_dir: Path = Path("~/.local/state/farm")
+    """Where ``farm up`` keeps data, logs and addresses."""
+
+    @property
+    def folder(self) -> Path:
+        """The state folder with ``~`` resolved."""
+        return self.state_dir.expanduser()
+
+
+class LogsSettings(Group):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """INFO says one line per job, DEBUG one per step."""
+    format: Literal["auto", "json", "text"] = "auto"
+    """auto: text on a terminal, JSON elsewhere."""
+
+
+class TelemetrySettings(Group):
+    host: str = "127.0.0.1"
+    """Where a worker answers Prometheus."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """The port of a worker's /metrics. Unset: none. Workers of one machine need one each."""
