@@ -22,6 +22,7 @@ from api.routes.files import FileRoutes
 from api.routes.health import HealthRoutes
 from api.routes.jobs import JobRoutes
 from api.routes.playground import PlaygroundRoutes
+from api.routes.usage import UsageRoutes
 from api.service import Service
 from farm import __version__
 from farm.local.discover import discover
@@ -64,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add("/v1/batches", batches.list, methods=["GET"], **batch_operations.LIST)
     add("/v1/batches/{batch_id}", batches.read, methods=["GET"], **batch_operations.READ)
     add("/v1/batches/{batch_id}/cancel", batches.cancel, methods=["POST"], **batch_operations.CANCEL)
+    add("/v1/usage", UsageRoutes(service, guard).read, methods=["GET"], **operations.USAGE)
     add("/livez", health.livez, methods=["GET"], **operations.LIVEZ)
     add("/readyz", health.readyz, methods=["GET"], **operations.READYZ)
     for path, endpoint in (

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from api.answers import Header
-from api.errors import HostRefused, KeyRefused, ScopeMissing
+from api.errors import HostRefused, KeyRefused, ScopeMissing, limit_headers
 from api.requests import Call
 from api.service import Service
-from farm.ledger.keyring import KEY_MARK, Keyring, Principal
+from farm.ledger.keyring import KEY_MARK, SCOPES, Keyring, Principal
 from farm.ledger.tenants import Allowance, Tenants
 from farm.settings import Settings
 
@@ -24,6 +24,7 @@ OURS = KEY_MARK.encode()
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 Scope = Literal["submit", "read"]
+"""What a path asks of a key. The third scope, admin, adds to what ``read`` shows: see ``routes.usage``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Guard:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._needs_key = needs_key(service.settings)
-        self._local = Principal("", service.settings.client.tenant, frozenset(("submit", "read")))
+        self._local = Principal("", service.settings.client.tenant, frozenset(SCOPES))
         self._hosts = {*LOOPBACK_NAMES, service.settings.api.host}
         self._keyring = Keyring(service.jobs)
         self._tenants = Tenants(service.jobs)
@@ -50,7 +51,11 @@ class Guard:
         self._asking: dict[bytes, asyncio.Task[_Known]] = {}
 
     async def admit(self, call: Call, scope: Scope) -> str:
-        """The tenant whose request this is.
+        """The tenant whose request this is. Raises what ``identify`` does."""
+        return (await self.identify(call, scope)).tenant
+
+    async def identify(self, call: Call, scope: Scope) -> Principal:
+        """Whose request this is, and what they may do.
 
         Raises KeyRefused, ScopeMissing, HostRefused, TooManyRequests, ServerUnreachable.
         """
@@ -58,7 +63,7 @@ class Guard:
         # OpenAI's clients can't do without a key, so on a farm that needs none any will do that is not one of ours.
         if not self._needs_key and (given is None or OURS not in given):
             self._check_host(call)
-            return self._local.tenant
+            return self._local
         known = await self._look_up(given)
         if known.principal is None:
             raise KeyRefused("this key is unknown or was revoked; ask whoever runs the farm for another one")
@@ -68,7 +73,7 @@ class Guard:
             allowance = await self._takes(known.principal.tenant)
             allowance.check()
             call.scope["state"]["headers"] = rate_headers(allowance)
-        return known.principal.tenant
+        return known.principal
 
     async def _look_up(self, given: bytes | None) -> _Known:
         scheme, _, secret = (given or b"").partition(b" ")
@@ -121,8 +126,4 @@ def rate_headers(allowance: Allowance) -> list[Header]:
     """What a tenant has left of its requests."""
     if allowance.burst is None:
         return []
-    return [
-        (b"ratelimit-limit", b"%d" % allowance.burst),
-        (b"ratelimit-remaining", b"%d" % allowance.requests_left),
-        (b"ratelimit-reset", b"%d" % -(-allowance.reset_s // 1)),
-    ]
+    return limit_headers("requests", allowance.burst, allowance.requests_left, allowance.reset_s)

@@ -107,6 +107,16 @@ class Gone(Exception):
     """The client went away; nobody waits for an answer."""
 
 
+def limit_headers(name: str, limit: float, remaining: float, reset_s: float) -> list[Header]:
+    """What a tenant has left of one of its limits, as OpenAI's clients read it."""
+    kind = name.replace("_", "-").encode()
+    return [
+        (b"x-ratelimit-limit-" + kind, b"%d" % limit),
+        (b"x-ratelimit-remaining-" + kind, b"%d" % remaining),
+        (b"x-ratelimit-reset-" + kind, b"%ds" % math.ceil(reset_s)),
+    ]
+
+
 def answer_to(error: FarmError) -> Answer:
     """The answer that an error means."""
     status = error.http_status
@@ -116,9 +126,7 @@ def answer_to(error: FarmError) -> Answer:
         wait_s = error.retry_after_s if isinstance(error, TooManyRequests | QueueFull) else RETRY_AFTER_S
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait_s))))
     if isinstance(error, TooManyRequests):
-        headers.append((b"ratelimit-limit", b"%d" % error.limit))
-        headers.append((b"ratelimit-remaining", b"%d" % error.remaining))
-        headers.append((b"ratelimit-reset", b"%d" % math.ceil(error.reset_s)))
+        headers += limit_headers(error.limit_name, error.limit, error.remaining, error.reset_s)
     if isinstance(error, JobNotSucceeded):
         headers.append(
             (b"x-should-retry", b"false")

@@ -78,6 +78,7 @@ SHAPES: tuple[type[BaseModel], ...] = (
     schemas.AcceptedList,
     schemas.Job,
     schemas.JobPage,
+    schemas.UsageReport,
     schemas.Error,
     schemas.Alive,
     schemas.Ready,

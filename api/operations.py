@@ -191,6 +191,24 @@ CANCEL = operation(
     parameters=[JOB_ID],
 )
 
+USAGE = operation(
+    "usage",
+    "Jobs and tokens by day",
+    """What the key's tenant used. A key with the scope `admin` may name another tenant, or `*` for all of them, and
+then of the latest 31 days at most.""",
+    {200: answer(schemas.UsageReport, "The days.", schemas.usage_example()), **BAD, **DOORS},
+    tag="usage",
+    parameters=[
+        parameter(
+            "query",
+            "days",
+            "How many days, today included.",
+            {"type": "integer", "minimum": 1, "maximum": 400, "default": 30},
+        ),
+        parameter("query", "tenant", "Whose usage.", {"type": "string", "pattern": rf"{ID_PATTERN}|^\*$"}),
+    ],
+)
+
 EVENT = {
     "description": "One event. `data` is JSON.",
     "type": "object",

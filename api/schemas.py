@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -156,6 +157,32 @@ class JobPage(_Shape):
     """What to give as ``after`` for the jobs that follow; null at the end."""
 
 
+class UsageDay(_Shape):
+    """A tenant's jobs that ended on one day, in UTC, and their tokens. Days without a job are left out."""
+
+    tenant: str
+    day: date
+    jobs: int
+    """Jobs that ended, however."""
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    dead: int
+    prompt_tokens: int
+    completion_tokens: int
+    resumed_tokens: int
+    """Completion tokens that a lost attempt had left behind, and that were not computed again."""
+    total_tokens: int
+    """Prompt and completion."""
+
+
+class UsageReport(_Shape):
+    """Usage by day and tenant, the oldest day first."""
+
+    usage: list[UsageDay]
+
+
 class ErrorDetail(_Shape):
     """What went wrong and, with ``param``, in which field."""
 
@@ -246,6 +273,13 @@ def job_example() -> dict[str, Any]:
         "metadata": {},
         "urls": urls_of(JOB_ID),
     }
+
+
+def usage_example() -> dict[str, Any]:
+    """One day of one tenant."""
+    ends = {"jobs": 12, "succeeded": 11, "failed": 0, "cancelled": 1, "expired": 0, "dead": 0}
+    tokens = {"prompt_tokens": 96, "completion_tokens": 384, "resumed_tokens": 0, "total_tokens": 480}
+    return {"usage": [{"tenant": "acme", "day": "2026-11-23", **ends, **tokens}]}
 
 
 def accepted_example() -> dict[str, Any]:

@@ -144,8 +144,9 @@ async def test_a_tenants_rate_holds(keyed: httpx2.AsyncClient, key: Key) -> None
     ann, ben = key("ann", limits={"requests_per_s": 0.1, "burst": 3}), key("ben")
     answers = [await keyed.get("/v1/jobs", headers=ann) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-    assert [answer.headers["ratelimit-remaining"] for answer in answers] == ["2", "1", "0", "0"]
-    assert {answer.headers["ratelimit-limit"] for answer in answers[:3]} == {"3"}
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["2", "1", "0", "0"]
+    assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers[:3]} == {"3"}
+    assert all(answer.headers["x-ratelimit-reset-requests"].endswith("s") for answer in answers)
     assert 1 <= int(answers[3].headers["retry-after"]) <= 10
     assert answers[3].json()["error"]["type"] == "rate_limit_error"
     assert (await keyed.get("/v1/jobs", headers=ben)).status_code == 200
@@ -158,6 +159,8 @@ async def test_a_tenants_quota_holds(keyed: httpx2.AsyncClient, key: Key, jobs: 
     over = await keyed.post("/v1/jobs", json=[{"prompt": "x"}] * 2, headers=ann)
     assert (over.status_code, over.json()["error"]["code"]) == (429, "quota_exceeded")
     assert int(over.headers["retry-after"]) >= 1
+    left = {name: over.headers[f"x-ratelimit-{name}-queued-jobs"] for name in ("limit", "remaining")}
+    assert left == {"limit": "3", "remaining": "1"}
     never = await keyed.post("/v1/jobs", json=[{"prompt": "x"}] * 4, headers=ann)
     assert (never.status_code, never.json()["error"]["param"]) == (400, "queued_jobs")
     assert len(jobs.client.keys("{farm}:job:*")) == 2

@@ -54,7 +54,7 @@ async def test_every_operation_is_described(web: httpx2.AsyncClient) -> None:
     """Each has a summary, each of its answers an example or no body, each parameter and field a type."""
     document = (await web.get("/openapi.json")).json()
     operations = [one for path in document["paths"].values() for one in path.values()]
-    assert len(operations) == 19
+    assert len(operations) == 20
     for operation in operations:
         assert operation["summary"]
         for status, answer in operation["responses"].items():
@@ -98,7 +98,7 @@ def test_examples_of_the_page_work_when_pasted(serve: Serve, api_settings: Setti
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     code = [line.removeprefix("    ") for line in lines if line.startswith("    ")]
     script = "\n".join(line for line in code if re.match(r"JOB=|curl -sS|  -d ", line))
-    assert script.count("curl -sS") == 10
+    assert script.count("curl -sS") == 11
     with serve() as api, Farmhand(api_settings):
         said = run(script.replace(HERE, api.url), "")
     assert said.count('"state":"queued"') == 3
