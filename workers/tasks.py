@@ -109,7 +109,6 @@ def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object)
             raise GenerationFailed(f"job_gone: job {job_id[:64]!r} is not known here")
         return _stored_outcome(host, task, job_id) if is_plain and claim.reason == "ended" else _drop(claim.reason)
     ending = host.runner.run(claim)
-    log.info("job", job=job_id, attempt=claim.attempt, state=ending.state and ending.state.value, reason=ending.reason)
     return _report(host, task, claim, ending)
 
 
