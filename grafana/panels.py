@@ -213,6 +213,7 @@ def listing(
                 id_val="organize", options={"excludeByName": dict.fromkeys(("Time", "__name__", *hidden), True)}
             )
         )
+        .filterable(True)
         .no_value("none")
         .height(8)
         .span(width)

@@ -87,7 +87,7 @@ def _answers() -> list[Panel]:
         ),
         graph(
             "Turned away",
-            "Requests a second by reason: no key, too fast, quota used up, queue full, too large.",
+            "Requests a second by reason: no key, rate, quota, queue full, memory, deadline, too large, streams.",
             "reqps",
             Query(f"sum by (reason) (rate(farm_http_rejected_total[{RATE}]))", "{{reason}}"),
             steps=[(1, "orange")],
@@ -110,9 +110,9 @@ def _tenants() -> list[Panel]:
         ),
         graph(
             "Who is served",
-            "Tokens a second, prompt and completion of jobs as they end, of the ten largest tenants.",
+            "Tokens of this UTC day, prompt and completion, of jobs that ended: the ten largest tenants.",
             "short",
-            Query(f"topk(10, max by (tenant) (rate(farm_tenant_tokens_total{{{WHERE}}}[{RATE}])))", "{{tenant}}"),
+            Query(f"topk(10, max by (tenant) (farm_tenant_tokens_today{{{WHERE}}}))", "{{tenant}}"),
             width=12,
         ),
     ]
@@ -120,7 +120,13 @@ def _tenants() -> list[Panel]:
 
 def _background() -> list[Panel]:
     return [
-        graph("Batches", "By status.", "short", Query("farm:batches", "{{status}}")),
+        graph(
+            "Batches",
+            "Those that have not ended by status, and how many ended an hour.",
+            "short",
+            Query("farm:batches", "{{status}}"),
+            Query("sum(max by (status) (increase(farm_batches_ended_total[1h])))", "ended, last hour"),
+        ),
         graph(
             "Webhooks that wait",
             "To be called, or to be called again.",
@@ -131,7 +137,7 @@ def _background() -> list[Panel]:
         ),
         graph(
             "Webhook calls",
-            "A second by outcome: ok, failed (called again), gone (given up), refused (address not allowed).",
+            "A second by outcome: ok, failed (called again), gone (the receiver said 410), refused (not called).",
             "cps",
             Query(f"sum by (outcome) (rate(farm_webhook_deliveries_total[{RATE}]))", "{{outcome}}"),
             is_stacked=True,
