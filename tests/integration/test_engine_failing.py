@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import psutil
+import pytest
 
 from farm import keys
 from farm.contracts import JobState
@@ -17,6 +18,8 @@ from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
 from tests.integration.test_metrics import scrape
 from tests.workers import WorkerProcess
+
+pytestmark = pytest.mark.alone
 
 MAX_DEATHS = 2
 
