@@ -18,11 +18,15 @@ from workers.engine.protocol import Add, Failed, Finished, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a task thread's job ended: with a state, handed back (``state`` queued), or taken away (``state`` None)."""
+    """How a task thread's job ended: with a state, handed back (``state`` queued), or taken away (``state`` None).
+
+    tokens: how many it has in all, where this worker ended it.
+    """
 
     state: JobState | None
     reason: str
     error: JobError | None = None
+    tokens: int = 0
 
 
 @dataclass

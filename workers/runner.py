@@ -265,7 +265,7 @@ class Runner:
                 running.flushed = answer.tokens
                 continue
             if answer is None:
-                return Ending(outcome.state, "finish", outcome.error)
+                return Ending(outcome.state, "finish", outcome.error, len(running.entries))
             return Ending(None, f"already {answer.value}")
 
     def _retry(self, claim: Claim, error: JobError) -> Ending:

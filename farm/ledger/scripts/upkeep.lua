@@ -5,7 +5,7 @@
 -- ARGV: token, lock ms, most, stall ms, lease ms, retention ms, most strikes, most losses, unclaimed ms, most finished,
 --   most finished bytes, days to keep usage for.
 -- Returns {'follower'} or {'leader', leases ended, deadlines passed, published again, then for each message to publish:
---   id, dispatch number, model, plain headers}.
+--   id, dispatch number, model, priority, plain headers}.
 local holder = redis.call('GET', P .. 'leader')
 if holder and holder ~= ARGV[1] then return {'follower'} end
 redis.call('SET', P .. 'leader', ARGV[1], 'PX', ARGV[2])
@@ -21,7 +21,8 @@ local function due(key, upto)
 end
 local function say(new) for _, line in ipairs(new) do lines[#lines + 1] = line end end
 local function publish(job)
-  for _, value in ipairs({job.id, int(job.dispatch), job.model, job.plain or ''}) do answer[#answer + 1] = value end
+  local parts = {job.id, int(job.dispatch), job.model, job.priority, job.plain or ''}
+  for _, part in ipairs(parts) do answer[#answer + 1] = part end
 end
 
 for _, id in ipairs(due('deadlines')) do
