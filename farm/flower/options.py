@@ -16,7 +16,7 @@ COLUMNS = {
     "model": "Model",
     "priority": "Priority",
     "tokens": "Tokens",
-    "queued_s": "Queued, s",
+    "queued_s": "Queued (s)",
     "runtime": "Run time",
     "worker": "Worker",
     "received": "Received",

@@ -14,6 +14,7 @@ from flower.app import Flower
 from flower.command import apply_env_options, extract_settings, setup_logging, sigterm_handler
 from flower.options import default_options
 from flower.urls import settings as web_settings
+from flower.views import BaseHandler
 from flower.views.tasks import TASK_COLUMNS
 from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, authenticated
@@ -22,6 +23,7 @@ from farm.flower.options import COLUMNS, defaults, enforced
 from farm.flower.state import FarmEvents, FarmInspector
 from farm.settings import FlowerSettings
 
+OUR_STYLE = "\n.tasks-page table { font-size: 0.8125rem; } .tasks-page td { white-space: nowrap; }\n"
 WITHHELD = r"/api/task/(?:result|apply|abort)/.+"
 
 
@@ -37,6 +39,16 @@ class Withheld(BaseApiHandler):  # type: ignore[misc]
         )
 
     post = get
+
+
+class Style(BaseHandler):  # type: ignore[misc]
+    """Flower's style sheet and our line: all columns fit 1,280 pixels."""
+
+    def get(self) -> None:
+        sheet = Path(web_settings["static_path"], "css", "flower.css").read_text(encoding="utf-8")
+        self.set_header("Content-Type", "text/css")
+        self.set_header("Cache-Control", "max-age=3600")
+        self.write(sheet + OUR_STYLE)
 
 
 def run(app: Celery, settings: FlowerSettings, db: Path) -> None:
@@ -57,7 +69,7 @@ def run(app: Celery, settings: FlowerSettings, db: Path) -> None:
     flower = Flower(capp=app, options=options, events=events, io_loop=loop, **web_settings)
     flower.inspector = FarmInspector(loop, app, options.inspect_timeout / 1000)
     prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
-    flower.add_handlers(".*", [(prefix + WITHHELD, Withheld)])
+    flower.add_handlers(".*", [(prefix + WITHHELD, Withheld), (prefix + "/static/css/flower.css", Style)])
     atexit.register(flower.stop)
     signal.signal(signal.SIGTERM, sigterm_handler)
     flower.start_http_server()
