@@ -75,7 +75,7 @@ KEYS = (
         "worker:<worker>",
         "hash",
         "a day once succeeded",
-        "one worker: model, capacity, trouble, drain, suspect; or successor",
+        "one worker: model, capacity, tokens written, trouble, drain, suspect; or successor",
     ),
     Key("held:<worker>", "set", "none", "the jobs that a worker runs"),
     Key("names", "hash", "none", "a worker's name -> its latest incarnation"),
