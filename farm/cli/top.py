@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
@@ -29,7 +30,9 @@ from farm.ledger.jobs import Jobs
 MOST_JOBS = 100  # of those that ended last: more than a terminal has lines
 HISTORY = 400
 FIRST_S = 1.0  # a pace needs two readings; the second comes so soon
-QUIT = ("q", "Q", "\x1b")
+QUIT, ESCAPE = "qQ", "\x1b"
+# An arrow or a function key: Escape and more.
+_SEQUENCE = re.compile(r"\x1b(?:\[[\d;]*[A-Za-z~]|O[A-Z])")
 app = commands()
 
 
@@ -132,7 +135,7 @@ def _live(watch: Watch, interval_s: float) -> None:
                 watch.look()
                 problem = ""
             except ServerUnreachable as error:
-                problem = f"{error}; trying again"
+                problem = f"trying again: {error}"
 
 
 @contextlib.contextmanager
@@ -170,7 +173,6 @@ def _pressed(descriptor: int, wait_s: float) -> bool:
         if not ready:
             return False
         typed = os.read(descriptor, 64).decode(errors="replace")
-        # An arrow or a function key begins with Escape and has more to it.
-        if not typed or (typed[0] in QUIT and (typed[0] != "\x1b" or typed == "\x1b")):
+        if not typed or typed == ESCAPE or any(key in QUIT for key in _SEQUENCE.sub("", typed)):
             return True
     return False
