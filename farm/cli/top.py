@@ -45,9 +45,10 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Look for a second, print what was seen and end.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Watch the farm work: queues, workers, tokens per second, jobs that ended last, what had to be put back.
+    """Watch the farm work, on one screen.
 
-    q or Ctrl-C quits. Without a terminal it needs --once, or --json: a line of JSON at each look.
+    Queues, workers, tokens per second, the jobs that ended last, what had to be put back. q or Ctrl-C quits. Without a
+    terminal it needs --once, or --json: a line of JSON at each look.
     """
     if not once and not as_json and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise InvalidRequest("top", "needs a terminal; give --once, or --json for a line at each look")
