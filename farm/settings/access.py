@@ -51,7 +51,7 @@ class FlowerSettings(Group):
     """Whether its pages and its API refuse every change: revoking tasks, ending workers, sending tasks. Without a
     password that is so anyway."""
     max_tasks: int = Field(10_000, ge=100)
-    """How many tasks Flower remembers, about 3 kB each."""
+    """How many tasks Flower remembers, about 6 kB each."""
     max_workers: int = Field(1_000, ge=1)
     """How many workers Flower remembers, those that are gone included."""
     db: Path | None = None
