@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -109,9 +108,8 @@ def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object)
         if is_plain and claim.reason == "unknown":
             raise GenerationFailed(f"job_gone: job {job_id[:64]!r} is not known here")
         return _stored_outcome(host, task, job_id) if is_plain and claim.reason == "ended" else _drop(claim.reason)
-    waited_s = max(0.0, time.time() - claim.created_at) if claim.attempt == 1 else None
+    waited_s = claim.age_s if claim.attempt == 1 else None
     ending = host.runner.run(claim)
-    log.info("job", job=job_id, attempt=claim.attempt, state=ending.state and ending.state.value, reason=ending.reason)
     return _report(host, task, claim, ending, Figures(ending.tokens, waited_s))
 
 

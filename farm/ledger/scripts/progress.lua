@@ -2,7 +2,7 @@
 -- Touches: beat, grace, workers, worker:, job:, out:, running, events.
 -- ARGV: worker, capacity, draining 0|1, stall ms, lease ms, trouble or '', then for each job: id, nonce, index of the
 --   first entry, prompt tokens or 0, number of entries, the entries.
--- Returns {'ok' | 'unregistered', then for each job: 'ok' | 'gap' | 'lost', number of tokens kept}.
+-- Returns {'ok' | 'unregistered', then for each job: 'ok' | 'gap' | 'lost:<its state>', number of tokens kept}.
 local worker, lease = ARGV[1], tonumber(ARGV[5])
 beat(tonumber(ARGV[4]), lease)
 local answer, lines, leases, added = {'ok'}, {}, {}, 0
@@ -18,7 +18,7 @@ while i <= #ARGV do
   local id, nonce, from, prompt_tokens, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 4])
   local seen = redis.call('HMGET', key_job(id), 'state', 'nonce', 'losses', 'base', 'strikes', 'prompt_tokens', 'probation')
   local have = redis.call('LLEN', key_out(id))
-  local word = 'lost'
+  local word = 'lost:' .. (seen[1] or '')
   if seen[1] == 'running' and seen[2] == nonce then
     word = from <= have and 'ok' or 'gap'
     leases[#leases + 1] = NOW + lease

@@ -1,7 +1,7 @@
 -- What time brings: leases end, waits end, deadlines pass, unclaimed messages go out again, old results go.
 -- Repeating it is harmless. At most `most` jobs of each kind a call.
 -- Touches: leader, beat, grace, running, delayed, deadlines, dispatched, undelivered, finished, finished_bytes, dead,
---   jobs:, usage_days, workers, worker:, held:, names, and what a loss or an end touches.
+--   totals, jobs:, usage_days, workers, worker:, held:, names, and what a loss or an end touches.
 -- ARGV: token, lock ms, most, stall ms, lease ms, retention ms, most strikes, most losses, unclaimed ms, most finished,
 --   most finished bytes, days to keep usage for.
 -- Returns {'follower'} or {'leader', leases ended, deadlines passed, published again, then for each message to publish:
@@ -60,6 +60,7 @@ if NOW >= tonumber(redis.call('GET', P .. 'grace') or 0) then
     if not is_alive then
       for _, id in ipairs(redis.call('SMEMBERS', key_held(worker))) do add(id) end
     end
+    total('leases_lost', #by_worker[worker])
     say(lose(by_worker[worker], 'lease_ended', limits, is_alive))
   end
 end

@@ -115,7 +115,7 @@ def test_a_stale_owner_changes_nothing(field: Field) -> None:
     quick.write(job, 2)
     before = {name: field.read(name) for name in (keys.job(job), keys.out(job), keys.history(job))}
     old.generate(9)
-    assert slow.attempts.progress([old.advance()], 2)[1] == [Kept("lost", 5)]
+    assert slow.attempts.progress([old.advance()], 2)[1] == [Kept("lost", 5, JobState.RUNNING)]
     assert slow.attempts.finish(old.advance(), succeeded()) is JobState.RUNNING
     assert slow.attempts.finish(old.advance(), failed()) is JobState.RUNNING
     assert slow.attempts.release([(job, old.nonce)], "lost", "engine_lost") == [None]
@@ -180,7 +180,7 @@ def test_the_first_end_stands(field: Field) -> None:
     runs = {job: field.run(hand, job) for job in (first, second)}
     assert field.jobs.cancel([first]) == [JobState.CANCELLED]
     assert hand.attempts.finish(runs[first].advance(), succeeded()) is JobState.CANCELLED
-    assert hand.beat()[first] == Kept("lost", 0), "the worker must hear of it at its next beat"
+    assert hand.beat()[first] == Kept("lost", 0, JobState.CANCELLED), "the worker must hear of it at its next beat"
     hand.finish(second)
     assert field.jobs.cancel([second, "nobody"]) == [JobState.SUCCEEDED, None]
     field.later(61_000)
