@@ -91,7 +91,7 @@ def shown(kwargs: object) -> dict[str, object]:
     """Task arguments fit to be seen: job, dispatch and max_tokens; of all else only how many."""
     if not isinstance(kwargs, dict):
         return {}
-    safe = {name: kwargs[name] for name in ("dispatch", "max_tokens") if isinstance(kwargs.get(name), int)}
+    safe = {name: kwargs[name] for name in ("dispatch", "schema", "max_tokens") if isinstance(kwargs.get(name), int)}
     job = kwargs.get("job")
     if isinstance(job, str) and SAFE_NAME.match(job):
         safe["job"] = job
