@@ -9,7 +9,7 @@ PINS := pyproject.toml constraints.txt
 CHECKOV := checkov==3.3.30
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check fast bench chaos clean
+.PHONY: help demo up test check fast bench chaos docs clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten min
 
 chaos: $(VENV)/.dev  ## break a farm in every way for ten minutes, and see that it keeps docs/guarantees.md
 	$(BIN)/python -m tests.chaos --all
+
+docs: $(VENV)/.dev  ## build the documentation's site into build/docs/site; needs no network
+	$(BIN)/python -m docs.site
 
 clean:  ## remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
