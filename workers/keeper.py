@@ -14,6 +14,7 @@ import structlog
 from celery import Celery
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
 
+from farm import schema
 from farm.broker import TASK, queue_of
 from farm.errors import ServerUnreachable
 from farm.ledger.upkeep import MOST, Dispatch, Upkeep
@@ -118,6 +119,7 @@ def _envelope(message: Dispatch) -> dict[str, Any]:
             "dispatch": message.number,
             "model": message.model,
             "priority": message.priority,
+            "schema": schema.WRITES,
         },
         "task_id": message.id,
         "queue": queue_of(message.model),

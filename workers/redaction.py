@@ -103,7 +103,7 @@ def shown(kwargs: object) -> dict[str, object]:
     """Task arguments fit to be seen: job, dispatch, model, priority and max_tokens; of all else only how many."""
     if not isinstance(kwargs, dict):
         return {}
-    safe = {name: kwargs[name] for name in ("dispatch", "max_tokens") if isinstance(kwargs.get(name), int)}
+    safe = {name: kwargs[name] for name in ("dispatch", "schema", "max_tokens") if isinstance(kwargs.get(name), int)}
     for name in ("job", "model"):
         if isinstance(kwargs.get(name), str) and SAFE_NAME.match(kwargs[name]):
             safe[name] = kwargs[name]

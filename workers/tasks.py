@@ -16,6 +16,7 @@ import structlog
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, Retry
 
+from farm import schema
 from farm.broker import TASK
 from farm.contracts import JobState, Request, parse_request
 from farm.errors import (
@@ -87,6 +88,8 @@ def register(app: Celery, host: Host) -> None:
         """Run one delivery."""
         try:
             if "job" in kwargs:
+                if (number := kwargs.get("schema", schema.FIRST)) not in range(schema.FIRST, schema.READS + 1):
+                    return _leave_to_others("message", kwargs["job"], number)
                 return _deliver(host, task, kwargs["job"], kwargs.get("dispatch"))
             return _adopt(host, task, args, kwargs)
         except ServerUnreachable:
@@ -104,6 +107,8 @@ def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object)
     host.runner.wait_until_open()
     # With one nonce, so that a claim whose answer is lost is not lost itself; after a lease somebody else has it.
     claim = patiently(partial(host.attempts.claim, job_id, dispatch, secrets.token_hex(8)), host.settings.lease.lease_s)
+    if isinstance(claim, Refusal) and claim.reason == "newer":
+        _leave_to_others("job", job_id, None)
     if isinstance(claim, Refusal):
         if is_plain and claim.reason == "unknown":
             raise GenerationFailed(f"job_gone: job {job_id[:64]!r} is not known here")
@@ -194,6 +199,19 @@ def _view(host: Host, job_id: str) -> JobView | None:
 def _state_now(host: Host, job_id: str) -> JobState | None:
     view = _view(host, job_id)
     return view.state if view else None
+
+
+def _leave_to_others(what: str, job_id: object, number: object) -> NoReturn:
+    """Leave what a newer version wrote to workers of that version. It waits for one."""
+    log.warning(
+        "newer_schema_left_to_others",
+        what=what,
+        job=str(job_id)[:64],
+        schema=number if isinstance(number, int) else None,
+        known=schema.READS,
+        remedy="run workers of the version that wrote it",
+    )
+    raise Ignore
 
 
 def _drop(reason: str) -> NoReturn:
