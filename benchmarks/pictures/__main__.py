@@ -1,6 +1,6 @@
 """Take all pictures of README and docs, of a farm that runs.
 
-    python -m benchmarks.pictures [--jobs 2000] [--out docs/pictures]
+    python -m benchmarks.pictures [--jobs 600] [--out docs/pictures]
 
 A farm of two tiny-bloom workers is started in a temporary folder and given the bundled prompts over and over. While it
 works, ``farm top`` is drawn; one worker is killed with SIGKILL; throughput and queue of the whole run become a chart.
@@ -27,7 +27,7 @@ MOST_BYTES = 150_000
 def main() -> None:
     """Run the farm, take the pictures, say what was seen."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2000, help="jobs of the run that is charted")
+    parser.add_argument("--jobs", type=int, default=600, help="jobs of the run that is charted")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"), help="where the pictures go")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

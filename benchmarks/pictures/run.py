@@ -60,7 +60,7 @@ def run(up: Up, count: int, picture: Path) -> Seen:
     requests = [
         {
             "prompt": lines[number % len(lines)]["prompt"],
-            "max_tokens": chance.randint(80, 240),
+            "max_tokens": chance.randint(200, 500),
             "priority": chance.choices(("high", "normal", "low"), (1, 7, 2))[0],
         }
         for number in range(count)

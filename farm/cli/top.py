@@ -91,10 +91,10 @@ class Watch:
         self.waiting.append(self.seen.waiting)
         return self.seen
 
-    def screen(self, problem: str = "") -> Screen:
+    def screen(self, problem: str = "", *, is_live: bool = True) -> Screen:
         """What to draw. There must have been a look."""
         assert self.seen is not None
-        return Screen(self.jobs.where, self.seen, self.paces, self.used, self.tokens, self.waiting, problem)
+        return Screen(self.jobs.where, self.seen, self.paces, self.used, self.tokens, self.waiting, problem, is_live)
 
     def document(self) -> dict[str, object]:
         """The same for programs."""
@@ -111,7 +111,7 @@ def _once(watch: Watch, as_json: bool) -> None:
         emit(watch.document())
         return
     out = stdout()
-    out.print(draw(watch.screen(), min(out.width, 140), 60))
+    out.print(draw(watch.screen(is_live=False), min(out.width, 140), 60))
 
 
 def _lines(watch: Watch, interval_s: float) -> None:

@@ -34,6 +34,7 @@ class Screen:
     tokens: Sequence[float]
     waiting: Sequence[float]
     problem: str = ""
+    is_live: bool = True
 
 
 def draw(screen: Screen, width: int, height: int) -> RenderableType:
@@ -180,7 +181,7 @@ def _waste(screen: Screen, width: int) -> list[RenderableType]:
 def _keys(screen: Screen) -> Text:
     if screen.problem:
         return Text(screen.problem, style="bold red", overflow="ellipsis", no_wrap=True)
-    return Text("q quits", style="dim")
+    return Text("q quits" if screen.is_live else "", style="dim")
 
 
 def _table(*columns: str, right: tuple[str, ...]) -> Table:

@@ -153,6 +153,7 @@ def test_without_a_terminal_it_says_what_to_give(url: str) -> None:
     assert said.code == 0
     assert "No workers" in said.out
     assert "\x1b" not in said.out
+    assert "q quits" not in said.out
 
 
 def test_no_farm_is_3(tmp_path: Path) -> None:
