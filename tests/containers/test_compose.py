@@ -161,6 +161,22 @@ def test_prometheus_asks_who_is_there() -> None:
         assert networks & set(services()[target.partition(":")[0]]["networks"]), target
 
 
+def test_grafana_is_told_what_its_files_ask_for() -> None:
+    """Every variable in Grafana's provisioning is set, and the dashboards lie where it says."""
+    grafana = services()["grafana"]
+    files = (REPOSITORY / "grafana" / "provisioning").rglob("*.yaml")
+    asked = {
+        name
+        for path in files
+        for name in re.findall(r"^ *\w+: \$(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert asked == {"FARM_DASHBOARDS", "PROMETHEUS_URL"}
+    mounted = {mount["target"]: mount["source"] for mount in grafana["volumes"]}
+    assert mounted[grafana["environment"]["FARM_DASHBOARDS"]] == str(REPOSITORY / "grafana" / "json")
+    assert grafana["environment"]["PROMETHEUS_URL"] == "http://prometheus:9090"
+    assert grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"] == "/run/password/login"
+
+
 def test_passwords_are_made_once_and_given_to_their_owners(tmp_path: Path) -> None:
     """The first start makes a password per role; another changes none. Each container gets its own and no other, and
     nobody but its user may read it."""
