@@ -21,7 +21,7 @@ from tests.containers import base
 from tests.containers.dockerfile import REPOSITORY
 
 BASE = "localhost/base"
-BUILD_S = 170
+BUILD_S = 400
 EXTRAS = ("api", "system", "s3", "flower")
 
 

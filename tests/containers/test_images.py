@@ -32,8 +32,8 @@ FOREIGN = {
 LARGEST_MB = {"api": 260, "flower": 150}
 """What an image may add to its base. For comparison, torch for CPUs alone is over 700 MB."""
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
-# Building takes a minute on two idle cores.
-pytestmark = pytest.mark.timeout(400)
+# Building takes a minute on two idle cores, and several on busy ones.
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
