@@ -28,7 +28,8 @@ check: $(VENV)/.dev  ## what every commit passes: style, types, floors, fast tes
 	$(BIN)/python -m pytest -q -m fast
 
 test: check $(VENV)/.checkov  ## all tests
-	$(BIN)/python -m pytest -m "not fast"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not fast and not alone"
+	$(BIN)/python -m pytest -m alone
 
 bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten minutes on two idle cores
 	$(BIN)/python -m benchmarks.imports
