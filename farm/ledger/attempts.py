@@ -39,7 +39,6 @@ class Claim:
     request: Request
     deadline_s: float | None
     is_plain: bool
-    created_at: float
     tenant: str
     age_s: float
     was_aboard: bool
@@ -155,7 +154,7 @@ class Attempts:
         )
         if answer[0] != "claimed":
             return Refusal(answer[0], JobState(answer[1]) if len(answer) > 1 else None)
-        _, request, attempt, retries, proof, left_ms, plain, created, tenant, age_ms, aboard, *entries = answer
+        _, request, attempt, retries, proof, left_ms, plain, tenant, age_ms, aboard, *entries = answer
         return Claim(
             id=job_id,
             nonce=nonce,
@@ -165,7 +164,6 @@ class Attempts:
             request=Request.model_validate_json(request),
             deadline_s=int(left_ms) / 1000 if left_ms else None,
             is_plain=bool(plain),
-            created_at=int(created) / 1000,
             tenant=tenant,
             age_s=int(age_ms) / 1000,
             was_aboard=aboard == "1",

@@ -4,7 +4,7 @@
 -- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, waiting, waiting_jobs, waiting_tokens,
 --   deadlines, dropped:, history:, totals, and what an end touches.
 -- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms, most strikes, most losses.
--- Returns {'claimed', request, attempt, retries, proof, ms to the deadline or '', plain, created, tenant, ms since it was
+-- Returns {'claimed', request, attempt, retries, proof, ms to the deadline or '', plain, tenant, ms since it was
 --     submitted, '1' if an engine has had it before, token entries...}; proof is 0, or how many new tokens clear a job
 --     that is on trial,
 --   {'ended', state}, or {'stale'}, {'unknown'}, {'unregistered'}, {'draining'}, {'unable'}, {'suspect'}, {'newer'}:
@@ -27,7 +27,7 @@ local function granted(attempt)
   local more = redis.call('HMGET', key_job(id), 'request', 'created')
   local left = job.deadline > 0 and int(math.max(0, job.deadline - NOW)) or ''
   local needed = is_on_trial(job, limits) and proof(job) or 0
-  local answer = {'claimed', more[1], int(attempt), int(job.retries), int(needed), left, job.plain or '', more[2], job.tenant,
+  local answer = {'claimed', more[1], int(attempt), int(job.retries), int(needed), left, job.plain or '', job.tenant,
     int(NOW - more[2]), job.prompt_tokens > 0 and '1' or '0'}
   for _, entry in ipairs(redis.call('LRANGE', key_out(id), 0, -1)) do answer[#answer + 1] = entry end
   return answer
