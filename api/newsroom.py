@@ -82,7 +82,7 @@ class Newsroom:
         finally:
             self.exit(listener)
 
-    async def enter(self, job_id: str, start: int | None = None) -> Listener:
+    async def enter(self, job_id: str, start: int | None = None, restarts: int | None = None) -> Listener:
         """Begin to listen. Raises StreamsFull, ServerUnreachable."""
         if len(self.listeners) >= self._most:
             raise StreamsFull(f"{self._most:,} requests wait for news here already; try again, or ask without waiting")
@@ -96,7 +96,7 @@ class Newsroom:
                 with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     loop.call_soon_threadsafe(self._deliver)
 
-        listener.watch = Watch(job_id, tell, start=start)
+        listener.watch = Watch(job_id, tell, start=start, restarts=restarts)
         self.listeners.add(listener)
         try:
             await self._watch(listener.watch)

@@ -219,6 +219,23 @@ class ModelRefused(FarmError):
     code = "model_refused"
 
 
+class LedgerTooNew(FarmError):
+    """A newer version of the farm has written to the ledger in a schema that this one does not know."""
+
+    code = "ledger_too_new"
+
+
+class AnswerRestarted(FarmError):
+    """A job began anew, since its tokens are of a revision of the model that is no longer served.
+
+    What was streamed before is void; its result or a stream from the start has the whole answer.
+    """
+
+    code = "answer_restarted"
+    retryable = True
+    http_status = 503
+
+
 class EngineLost(FarmError):
     """The engine process died or hung."""
 

@@ -80,11 +80,12 @@ KEYS = (
         "worker:<worker>",
         "hash",
         "a day once succeeded",
-        "one worker: model, capacity, trouble, drain, suspect; or successor",
+        "one worker: model, capacity, tokens written, trouble, drain, suspect; or successor",
     ),
     Key("held:<worker>", "set", "none", "the jobs that a worker runs"),
     Key("names", "hash", "none", "a worker's name -> its latest incarnation"),
     Key("models", "hash", "none", "a model's name -> its context, fingerprint and tokenizer as JSON"),
+    Key("schema", "string", "none", "the highest schema that a worker has written: see farm/schema.py"),
     Key("beat", "string", "none", "when a worker or keeper last reached the server"),
     Key("grace", "string", "none", "until when no lease ends, after the server was silent"),
     Key("leader", "string", "keeper.lock_s", "the leading keeper"),
@@ -101,6 +102,7 @@ MODELS = PREFIX + "models"
 WORKERS = PREFIX + "workers"
 NAMES = PREFIX + "names"
 TOTALS = PREFIX + "totals"
+SCHEMA = PREFIX + "schema"
 WEIGHTS = PREFIX + "weights"
 LIMITS = PREFIX + "limits"
 WAITING_JOBS = PREFIX + "waiting_jobs"

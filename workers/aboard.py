@@ -20,11 +20,12 @@ from workers.engine.protocol import Add, Admitted, Emitted, Event, Failed, Finis
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a task thread's job ended: with a state, handed back (``state`` queued), or taken away (``state`` None; then
-    ``found`` is what the ledger says of it)."""
+    ``found`` is what the ledger says of it). tokens: how many it has in all, where this worker ended it."""
 
     state: JobState | None
     reason: str
     error: JobError | None = None
+    tokens: int = 0
     found: JobState | None = None
 
 

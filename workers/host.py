@@ -14,7 +14,7 @@ from celery.worker import state as celery_state
 from farm import keys
 from farm.connection import our_errors
 from farm.contracts import SAFE_NAME
-from farm.errors import ServerUnreachable, SettingsError
+from farm.errors import LedgerTooNew, ServerUnreachable, SettingsError
 from farm.ledger.attempts import Attempts
 from farm.ledger.jobs import Jobs
 from farm.ledger.upkeep import Upkeep
@@ -137,11 +137,15 @@ class Host:
             log.debug("delivered_without_server", job=job_id)
 
     def _refused(self, message: str) -> None:
-        log.error("model_refused", error=message)
+        log.error("worker_refused", error=message)
         setattr(celery_state, "should_stop", EXIT_REFUSED)  # noqa: B010 (its stub says that it is always None)
 
     def _beat(self) -> None:
         """Show that a worker without an engine lives."""
         if not self._is_registered:
-            self.attempts.register(self.name, "", 0, "system", None)
+            try:
+                self.attempts.register(self.name, "", 0, "system", None)
+            except LedgerTooNew as error:
+                self._refused(str(error))
+                return
         self._is_registered, _ = self.attempts.progress([], 0)

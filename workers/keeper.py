@@ -14,6 +14,7 @@ import structlog
 from celery import Celery
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
 
+from farm import schema
 from farm.broker import TASK, queue_of
 from farm.errors import ServerUnreachable
 from farm.ledger.upkeep import MOST, Dispatch, Upkeep
@@ -108,9 +109,18 @@ class Keeper:
 
 
 def _envelope(message: Dispatch) -> dict[str, Any]:
-    """What apply_async needs. Jobs from a plain Celery message keep its headers, so that canvas goes on."""
+    """What apply_async needs. Jobs from a plain Celery message keep its headers, so that canvas goes on.
+
+    Model and priority are there for Flower to show; a worker goes by the ledger.
+    """
     common: dict[str, Any] = {
-        "kwargs": {"job": message.id, "dispatch": message.number},
+        "kwargs": {
+            "job": message.id,
+            "dispatch": message.number,
+            "model": message.model,
+            "priority": message.priority,
+            "schema": schema.WRITES,
+        },
         "task_id": message.id,
         "queue": queue_of(message.model),
         "ignore_result": True,

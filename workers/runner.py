@@ -16,7 +16,7 @@ from typing import TypeVar
 import structlog
 
 from farm.contracts import JobState
-from farm.errors import ServerUnreachable
+from farm.errors import LedgerTooNew, ServerUnreachable
 from farm.ledger.attempts import ENTRIES_PER_CALL, Attempts, Claim, Kept, ReleaseKind
 from farm.ledger.records import ModelFacts
 from farm.results import JobError
@@ -43,6 +43,7 @@ class Runner:
         self._settings = settings
         self._attempts = attempts
         self._name = name
+        self._on_refused = on_refused
         self._deck = Deck()
         self._lock = threading.Lock()
         # What the ledger is told of our capacity must not be overtaken by what was true before.
@@ -146,7 +147,8 @@ class Runner:
     def _on_ready(self, engine: EngineProcess, ready: Ready) -> None:
         self.ready = ready
         try:
-            self._patiently(self._register)
+            if not self._patiently(self._register):
+                return
         except ServerUnreachable:
             log.warning("stopped_before_registering")
             return
@@ -155,16 +157,21 @@ class Runner:
                 self._is_registered.set()
         self.on_open()
 
-    def _register(self) -> None:
-        """Make the worker known; with facts about its model once one was loaded."""
+    def _register(self) -> bool:
+        """Make the worker known; with facts about its model once one was loaded. False: it is refused, and stops."""
         model, facts = self._settings.model.name, None
         if self.ready is not None:
             ready = self.ready
             facts = ModelFacts(model, ready.context, ready.vocab, ready.fingerprint, ready.tokenizer)
-        with self._telling:
-            taken = self._attempts.register(self._name, model, self.capacity, "model", facts)
+        try:
+            with self._telling:
+                taken = self._attempts.register(self._name, model, self.capacity, "model", facts)
+        except LedgerTooNew as error:
+            self._on_refused(str(error))
+            return False
         if taken:
             log.info("jobs_of_previous_life_queued_again", jobs=taken)
+        return True
 
     def _on_report(self, report: Report) -> None:
         for event in report.events:
@@ -263,7 +270,7 @@ class Runner:
                 continue
             if answer is None:
                 self._note_kept(running, len(running.entries))
-                return Ending(outcome.state, "finish", outcome.error)
+                return Ending(outcome.state, "finish", outcome.error, len(running.entries))
             return Ending(None, f"already {answer.value}", found=answer)
 
     def _note_kept(self, running: Aboard, tokens: int) -> None:

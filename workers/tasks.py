@@ -16,6 +16,7 @@ import structlog
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, Retry
 
+from farm import schema
 from farm.broker import TASK
 from farm.contracts import JobState, Request, parse_request
 from farm.errors import (
@@ -32,7 +33,7 @@ from farm.ledger.attempts import Claim, Refusal
 from farm.patience import patiently
 from farm.results import JobError, JobView
 from workers.aboard import Ending
-from workers.redaction import PlainResult
+from workers.redaction import Figures, PlainResult
 
 if TYPE_CHECKING:
     from workers.host import Host
@@ -83,10 +84,12 @@ def register(app: Celery, host: Host) -> None:
         typing=False,
         throws=(GenerationFailed,),
     )
-    def generate(task: Task[Any, Any], /, *args: Any, **kwargs: Any) -> PlainResult | None:
+    def generate(task: Task[Any, Any], /, *args: Any, **kwargs: Any) -> PlainResult | Figures:
         """Run one delivery."""
         try:
             if "job" in kwargs:
+                if (number := kwargs.get("schema", schema.FIRST)) not in range(schema.FIRST, schema.READS + 1):
+                    return _leave_to_others("message", kwargs["job"], number)
                 return _deliver(host, task, kwargs["job"], kwargs.get("dispatch"))
             return _adopt(host, task, args, kwargs)
         except ServerUnreachable:
@@ -94,7 +97,7 @@ def register(app: Celery, host: Host) -> None:
             raise Ignore from None
 
 
-def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object) -> PlainResult | None:
+def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object) -> PlainResult | Figures:
     """Claim a dispatched job, run it, report how it ended."""
     if not isinstance(job_id, str) or not isinstance(dispatch, int):
         raise GenerationFailed("invalid_request: job and dispatch are the keeper's to send; send a prompt")
@@ -104,15 +107,18 @@ def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object)
     host.runner.wait_until_open()
     # With one nonce, so that a claim whose answer is lost is not lost itself; after a lease somebody else has it.
     claim = patiently(partial(host.attempts.claim, job_id, dispatch, secrets.token_hex(8)), host.settings.lease.lease_s)
+    if isinstance(claim, Refusal) and claim.reason == "newer":
+        _leave_to_others("job", job_id, None)
     if isinstance(claim, Refusal):
         if is_plain and claim.reason == "unknown":
             raise GenerationFailed(f"job_gone: job {job_id[:64]!r} is not known here")
         return _stored_outcome(host, task, job_id) if is_plain and claim.reason == "ended" else _drop(claim.reason)
+    waited_s = claim.age_s if claim.attempt == 1 else None
     ending = host.runner.run(claim)
-    return _report(host, task, claim, ending)
+    return _report(host, task, claim, ending, Figures(ending.tokens, waited_s))
 
 
-def _report(host: Host, task: Task[Any, Any], claim: Claim, ending: Ending) -> PlainResult | None:
+def _report(host: Host, task: Task[Any, Any], claim: Claim, ending: Ending, figures: Figures) -> PlainResult | Figures:
     """Tell Celery, so that Flower shows the job's state."""
     if ending.state is JobState.QUEUED and ending.error is not None:
         raise Retry(ending.reason, exc=GenerationFailed(f"{ending.error.code}: {ending.error.message}"))
@@ -123,7 +129,7 @@ def _report(host: Host, task: Task[Any, Any], claim: Claim, ending: Ending) -> P
     if claim.is_plain:
         return _stored_outcome(host, task, claim.id)
     if ending.state is JobState.SUCCEEDED:
-        return None
+        return figures
     raise _unsuccessful(task, claim.id, ending.state or _state_now(host, claim.id), ending.error)
 
 
@@ -193,6 +199,19 @@ def _view(host: Host, job_id: str) -> JobView | None:
 def _state_now(host: Host, job_id: str) -> JobState | None:
     view = _view(host, job_id)
     return view.state if view else None
+
+
+def _leave_to_others(what: str, job_id: object, number: object) -> NoReturn:
+    """Leave what a newer version wrote to workers of that version. It waits for one."""
+    log.warning(
+        "newer_schema_left_to_others",
+        what=what,
+        job=str(job_id)[:64],
+        schema=number if isinstance(number, int) else None,
+        known=schema.READS,
+        remedy="run workers of the version that wrote it",
+    )
+    raise Ignore
 
 
 def _drop(reason: str) -> NoReturn:

@@ -62,6 +62,10 @@ async function read(shown) {
   const { signal } = shown.abort;
   const onCut = (ms) => panel.cut(ms && `The connection was lost; trying again in ${seconds(ms)}. The job goes on.`);
   for await (const { name, data } of follow(shown.entry.id, signal, onCut)) {
+    if (name === "restart") {
+      panel.settle("");
+      continue;
+    }
     panel.add(data.text, data.index);
     if (name === "end") break;
     if (shown.job.state === "queued") {

@@ -8,7 +8,7 @@ const STALL_MS = 60_000; // the farm says that it is still there every 15 s, unl
  *
  * onCut is told how many milliseconds it waits before it connects again, and 0 once it is connected.
  *
- * Ends after the event `end`. Throws Refused for what waiting does not cure; whatever `signal` was aborted with.
+ * The event `restart` says that the text so far is void: its model was changed. Ends after the event `end`. Throws Refused for what waiting does not cure; whatever `signal` was aborted with.
  */
 export async function* follow(id, signal, onCut) {
   let last = "0";
@@ -18,6 +18,11 @@ export async function* follow(id, signal, onCut) {
     try {
       for await (const event of connection(id, last, signal, onCut)) {
         signal.throwIfAborted();
+        if (event.name === "error" && event.data.error.code === "answer_restarted") {
+          [last, tries] = ["0", 0];
+          yield { name: "restart" };
+          break;
+        }
         if (event.name === "error") throw new Refused(503, event.data.error, 0);
         if (event.name === "resume") break; // this server stops, and another one goes on
         tries = 0;

@@ -10,7 +10,8 @@
 
 A client that was cut off sends the last id that it got, as browsers do by themselves, and gets what follows: the ids
 count tokens in the ledger, so it does not matter which process it asks or which worker generates. ``resume`` says that
-this server stops and another one goes on.
+this server stops and another one goes on. A job whose model was changed begins anew; whoever has read some of it gets
+``error`` with the code ``answer_restarted``, and its ids are like ``12r1`` from then on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from farm.results import JobView
 
 RETRY_MS = 1_000
 OPENING = b"retry: %d\n\n" % RETRY_MS
-_LAST_ID = re.compile(r"(\d{1,9})(\.end)?\Z", re.ASCII)
+_LAST_ID = re.compile(r"(\d{1,9})(?:r(\d{1,9}))?(\.end)?\Z", re.ASCII)
 _AT_END = ("id", "state", "finish_reason", "usage", "error")
 
 
@@ -49,22 +50,23 @@ class EventRoutes:
         """A job's events from ``Last-Event-ID`` on, or from its first token."""
         tenant = await self._guard.admit(call, "read")
         call.query()
-        start, has_end = last_id(call.header(b"last-event-id"))
+        start, restarts, has_end = last_id(call.header(b"last-event-id"))
         view = await self._service.view(call.path_params["job_id"], tenant)
         if has_end and view.state.is_terminal:
             return Answer(b"", 204)  # an EventSource that gets this asks no more
-        listener = await self._service.news.enter(view.id, start)
-        return EventStream(self._service, listener, view, start)
+        listener = await self._service.news.enter(view.id, start, restarts)
+        return EventStream(self._service, listener, view, start, restarts)
 
 
 class EventStream(Stream):
     """The events of one job, to one client."""
 
-    def __init__(self, service: Service, listener: Listener, view: JobView, start: int) -> None:
+    def __init__(self, service: Service, listener: Listener, view: JobView, start: int, restarts: int) -> None:
         super().__init__(service, [listener])
         self._listener = listener
         self._view = view
         self._index = start
+        self._restarts = restarts
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What is new, until the end."""
@@ -80,17 +82,24 @@ class EventStream(Stream):
                 if news.state.is_terminal:
                     yield await self._ended(news)
                     return
-                self._index = news.start + len(news.tokens)
+                self._note(news)
                 yield self._tokens(news)
             if self._listener.is_over:
                 if self._service.news.is_stopping:
-                    yield event("resume", None, {"last_event_id": str(self._index), "reason": "this server stops"})
+                    yield event("resume", None, {"last_event_id": self._id, "reason": "this server stops"})
                 return
             if not heard:
                 yield HEARTBEAT
 
+    def _note(self, piece: Piece) -> None:
+        self._index, self._restarts = piece.start + len(piece.tokens), piece.restarts
+
+    @property
+    def _id(self) -> str:
+        return f"{self._index}r{self._restarts}" if self._restarts else str(self._index)
+
     def _tokens(self, piece: Piece) -> bytes:
-        return event("tokens", str(self._index), self._data(piece, ""))
+        return event("tokens", self._id, self._data(piece, ""))
 
     async def _ended(self, piece: Piece) -> bytes:
         """What came last, and how the job ended, in one event: the client has both or neither."""
@@ -98,8 +107,8 @@ class EventStream(Stream):
             job = (await self._service.view(self._view.id, self._view.tenant)).to_dict()
         except FarmError as error:
             return self._failed(error)
-        self._index = piece.start + len(piece.tokens)
-        return event("end", f"{self._index}.end", self._data(piece, piece.tail) | {name: job[name] for name in _AT_END})
+        self._note(piece)
+        return event("end", f"{self._id}.end", self._data(piece, piece.tail) | {name: job[name] for name in _AT_END})
 
     def _failed(self, error: FarmError) -> bytes:
         """Nothing more can be said for now; the job may well go on."""
@@ -113,13 +122,16 @@ class EventStream(Stream):
         return data
 
 
-def last_id(text: str | None) -> tuple[int, bool]:
-    """The token index in a Last-Event-ID, and whether the client has seen the end. Raises InvalidRequest."""
+def last_id(text: str | None) -> tuple[int, int, bool]:
+    """The token index in a Last-Event-ID, how often the job had begun anew, and whether the client has seen the end.
+
+    Raises InvalidRequest.
+    """
     if text is None:
-        return 0, False
+        return 0, 0, False
     if (found := _LAST_ID.match(text)) is None:
         raise InvalidRequest("Last-Event-ID", f"{text[:60]!r} is no id of an event here; send the last one you got")
-    return int(found[1]), found[2] is not None
+    return int(found[1]), int(found[2] or 0), found[3] is not None
 
 
 def event(name: str, event_id: str | None, data: dict[str, Any]) -> bytes:

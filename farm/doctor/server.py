@@ -8,6 +8,7 @@ from typing import Any
 
 import redis
 
+from farm import keys, schema
 from farm.connection import address, connect, is_watched, our_errors
 from farm.contracts import model_name
 from farm.doctor.checks import Check, size
@@ -34,6 +35,7 @@ def check_server(settings: Settings) -> Iterator[Check]:
             info: dict[str, Any] = client.info()
             appendfsync = _appendfsync(client)
             seconds, microseconds = client.time()
+            ledger = int(client.get(keys.SCHEMA) or schema.FIRST)
             now = time.time()
     except ServerUnreachable as error:
         yield Check("server", "fail", str(error).partition(";")[0], "start it, or correct FARM_REDIS__URL")
@@ -53,6 +55,7 @@ def check_server(settings: Settings) -> Iterator[Check]:
     yield check_eviction(info)
     yield check_memory(info)
     yield check_clock(seconds + microseconds / 1e6 - now)
+    yield check_schema(ledger)
     yield _check_workers(settings)
 
 
@@ -153,6 +156,18 @@ def check_memory(info: dict[str, Any]) -> Check:
             "raise maxmemory, or lower FARM_LIMITS__RETENTION_S",
         )
     return Check("memory", "ok", f"{size(used)} of {size(limit)} used")
+
+
+def check_schema(ledger: int) -> Check:
+    """Whether this version can read what the workers wrote."""
+    if ledger <= schema.READS:
+        return Check("schema", "ok", f"{ledger}; this version writes {schema.WRITES} and reads up to {schema.READS}")
+    return Check(
+        "schema",
+        "fail",
+        f"the ledger is of schema {ledger}, and this version reads up to {schema.READS}: its workers don't start",
+        "install the version that wrote it, or a newer one",
+    )
 
 
 def check_clock(ahead_s: float) -> Check:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from farm import schema
 from farm.contracts import JobState, Request
+from farm.errors import LedgerTooNew
 from farm.ledger.jobs import Jobs
 from farm.ledger.records import ModelFacts
 from farm.results import JobError
@@ -37,7 +39,6 @@ class Claim:
     request: Request
     deadline_s: float | None
     is_plain: bool
-    created_at: float
     tenant: str
     age_s: float
     was_aboard: bool
@@ -46,7 +47,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why there is nothing to do: ended (then ``state``), stale, unknown, unregistered, draining, unable or suspect."""
+    """Why there is nothing to do: ended (then ``state``), stale, unknown, unregistered, draining, unable,
+    suspect or newer."""
 
     reason: str
     state: JobState | None = None
@@ -100,7 +102,10 @@ class Attempts:
         self._call = jobs.scripts.call
 
     def register(self, name: str, model: str, capacity: int, role: str, facts: ModelFacts | None) -> int:
-        """Make the worker known; jobs of an older incarnation of ``name`` are queued again. Returns how many."""
+        """Make the worker known; jobs of an older incarnation of ``name`` are queued again. Returns how many.
+
+        Raises LedgerTooNew: a newer version writes what this one could not read.
+        """
         about = ""
         if facts is not None:
             about = json.dumps(
@@ -111,7 +116,7 @@ class Attempts:
                     "tokenizer": facts.tokenizer,
                 }
             )
-        taken: int = self._call(
+        taken, too_new = self._call(
             "register",
             self.worker,
             name,
@@ -125,7 +130,12 @@ class Attempts:
             self._keeper.max_strikes,
             self._keeper.max_losses,
         )
-        return taken
+        if too_new:
+            raise LedgerTooNew(
+                f"the ledger at {self.jobs.where} is of schema {too_new}, and this version knows up to {schema.READS}; "
+                "run the version that wrote it, or a newer one"
+            )
+        return int(taken)
 
     def claim(self, job_id: str, dispatch: int, nonce: str | None = None) -> Claim | Refusal:
         """Take a dispatched job. The same nonce again gets the same answer."""
@@ -144,7 +154,7 @@ class Attempts:
         )
         if answer[0] != "claimed":
             return Refusal(answer[0], JobState(answer[1]) if len(answer) > 1 else None)
-        _, request, attempt, retries, proof, left_ms, plain, created, tenant, age_ms, aboard, *entries = answer
+        _, request, attempt, retries, proof, left_ms, plain, tenant, age_ms, aboard, *entries = answer
         return Claim(
             id=job_id,
             nonce=nonce,
@@ -154,7 +164,6 @@ class Attempts:
             request=Request.model_validate_json(request),
             deadline_s=int(left_ms) / 1000 if left_ms else None,
             is_plain=bool(plain),
-            created_at=int(created) / 1000,
             tenant=tenant,
             age_s=int(age_ms) / 1000,
             was_aboard=aboard == "1",

@@ -205,10 +205,15 @@ class Jobs:
         for start in range(0, len(asked), 2 * SUBMIT_CHUNK):
             chunk = asked[start : start + 2 * SUBMIT_CHUNK]
             answer = self.scripts.call("pieces", *chunk)
-            for index, state, tail, entries in zip(chunk[1::2], answer[::3], answer[1::3], answer[2::3], strict=True):
+            fields = (answer[part::4] for part in range(4))
+            for index, state, tail, restarts, entries in zip(chunk[1::2], *fields, strict=True):
                 tokens = json.loads(f"[{entries}]") if entries else []
                 texts = [(token[0], token[1]) for token in tokens]
-                pieces.append(Piece(JobState(state), int(index), texts, tail, logprobs_of(tokens)) if state else None)
+                if state:
+                    logprobs = logprobs_of(tokens)
+                    pieces.append(Piece(JobState(state), int(index), texts, tail, logprobs, int(restarts)))
+                else:
+                    pieces.append(None)
         return pieces
 
     def cancel(self, job_ids: Sequence[str]) -> list[JobState | None]:

@@ -61,6 +61,8 @@ class Piece:
     tail: str
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the same tokens, if the request asked for them."""
+    restarts: int = 0
+    """How often the job began anew; tokens read before that are void."""
 
 
 def entry(token_id: int, text: str, logprob: float | None, top: list[tuple[int, float]] | None) -> str:

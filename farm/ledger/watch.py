@@ -12,7 +12,7 @@ from typing import TypeVar
 from farm import keys
 from farm.connection import our_errors
 from farm.contracts import JobState
-from farm.errors import FarmError, JobNotFound
+from farm.errors import AnswerRestarted, FarmError, JobNotFound
 from farm.ledger.jobs import Jobs
 from farm.ledger.records import Piece
 from farm.results import JobView
@@ -23,6 +23,10 @@ VIEWS_PER_CALL = 100
 News = Piece | JobView | FarmError
 Tell = Callable[[str, News], None]
 T = TypeVar("T")
+_RESTARTED = (
+    "job {id} began anew, since its model was changed: the {tokens:,} tokens that were read are void; "
+    "read it again from its first token"
+)
 
 
 class Watch:
@@ -30,15 +34,17 @@ class Watch:
 
     ``tell(job_id, news)`` is called from whatever thread has the news, must be quick and must not raise. With ``start``
     it gets a Piece whenever there are tokens from that index on, each once and in order, the last one with a terminal
-    state; without it, the JobView once the job has ended. A FarmError is the last news as well.
+    state; without it, the JobView once the job has ended. A FarmError is the last news as well: AnswerRestarted when
+    tokens before its index were given up since. ``restarts``: how often the job had begun anew when those were read.
     """
 
-    __slots__ = ("index", "is_over", "job_id", "tell")
+    __slots__ = ("index", "is_over", "job_id", "restarts", "tell")
 
-    def __init__(self, job_id: str, tell: Tell, *, start: int | None = None) -> None:
+    def __init__(self, job_id: str, tell: Tell, *, start: int | None = None, restarts: int | None = None) -> None:
         self.job_id = job_id
         self.tell = tell
         self.index = start
+        self.restarts = restarts
         self.is_over = False
 
 
@@ -145,11 +151,18 @@ class Watchers:
         """Pass on what is new in a piece: another thread may have told its beginning meanwhile."""
         with self.lock:
             assert watch.index is not None
+            if watch.is_over or piece.restarts < (watch.restarts or 0):
+                return
+            if watch.index and watch.restarts is not None and watch.restarts < piece.restarts:
+                self._forget(watch)
+                watch.tell(watch.job_id, AnswerRestarted(_RESTARTED.format(id=watch.job_id, tokens=watch.index)))
+                return
+            watch.restarts = piece.restarts
             known = watch.index - piece.start
             new = piece.tokens[known:]
-            if watch.is_over or not (new or piece.state.is_terminal):
+            if not (new or piece.state.is_terminal):
                 return
-            told = Piece(piece.state, watch.index, new, piece.tail, piece.logprobs[known:])
+            told = Piece(piece.state, watch.index, new, piece.tail, piece.logprobs[known:], piece.restarts)
             watch.index += len(new)
             if piece.state.is_terminal:
                 self._forget(watch)

@@ -17,7 +17,7 @@ from farm.local.server import free_port
 from farm.rest import is_installed
 from farm.settings import Settings
 
-FLOWER_STOP_S = 3.0
+FLOWER_STOP_S = 5.0  # it saves what it has seen
 STOP_MARGIN_S = 2.0
 
 

@@ -10,10 +10,11 @@ import httpx2
 import pytest
 
 from farm.ledger.jobs import Jobs
+from farm.ledger.records import ModelFacts
 from farm.settings import Settings
 from tests.api.conftest import WEB, Event, Serve, follow, json_of, parse, serving, submit
 from tests.conftest import wait_until
-from tests.farmhand import Farmhand, text_of
+from tests.farmhand import VOCAB, Farmhand, text_of
 
 
 def indices(events: list[Event]) -> list[int]:
@@ -66,6 +67,35 @@ def test_a_stream_survives_the_death_of_its_worker(serve: Serve, api_settings: S
     assert heard.text() == text_of("A goat", 30)
     assert indices(heard.events)[-1] == 30
     assert jobs.view(job).attempt == 2
+
+
+def test_a_stream_never_goes_on_with_another_revisions_tokens(serve: Serve, api_settings: Settings, jobs: Jobs) -> None:
+    """When the model was changed, whoever has read some gets an error with its code, also with a last id from before;
+    a new stream has the whole answer, and its ids go on being good."""
+
+    def at(revision: str, **how: int) -> Farmhand:
+        return Farmhand(api_settings, name=revision, facts=ModelFacts("tiny-bloom", 2_048, VOCAB, revision, ""), **how)
+
+    with serve() as api, ThreadPoolExecutor() as threads:
+        job = submit(jobs, max_tokens=30)
+        stream = threads.submit(follow, api.url, job)
+        with at("old", tokens_per_beat=1, die_at=10) as old:
+            wait_until(lambda: not old.is_alive, why="the first worker to die")
+        with at("new", tokens_per_beat=1):
+            heard = stream.result()
+            wait_until(lambda: jobs.view(job).state.is_terminal, why="the job to end")
+        whole = follow(api.url, job)
+        old_id = str(heard.events[-2].id)
+        late = follow(api.url, job, after=old_id)
+        rest = follow(api.url, job, after="12r1")
+    assert [event.name for event in heard.events][-1] == "error"
+    assert [json_of(events.events[-1])["error"]["code"] for events in (heard, late)] == ["answer_restarted"] * 2
+    assert len(late.events) == 1
+    assert 0 < int(old_id) <= 30
+    assert whole.text() == text_of("A goat", 30)
+    assert whole.events[-1].id == "30r1.end"
+    assert text_of("A goat", 30).endswith(rest.text())
+    assert rest.text() == text_of("A goat", 30)[len(text_of("A goat", 12)) - 1 :]
 
 
 def test_a_stopping_server_sends_its_clients_to_the_next(api_settings: Settings, hand: Farmhand, jobs: Jobs) -> None:

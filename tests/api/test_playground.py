@@ -19,12 +19,13 @@ from api.routes.playground import FILES
 from farm import keys
 from farm.ledger.jobs import Jobs
 from farm.ledger.listing import list_jobs
+from farm.ledger.records import ModelFacts
 from farm.settings import Settings
 from tests.api.conftest import Serve, serving, submit
 from tests.api.test_serve import api_process
 from tests.browser import Page, chromium
 from tests.conftest import wait_until
-from tests.farmhand import Farmhand, text_of
+from tests.farmhand import VOCAB, Farmhand, text_of
 
 FOLDER = Path(__file__).parents[2] / "api" / "playground"
 NO_WORKER = "Accepted, waiting for a worker; start one with: farm worker"
@@ -249,6 +250,19 @@ def test_a_lost_worker_is_told(serve: Serve, api_settings: Settings, page: Page)
         assert page.facts["Attempt"] == "2"
         assert page.facts["Worker"].startswith("second-")
         assert re.match(r"Attempt 1 on first-\w+: \d+ tokens, then ", page.text("past"))
+
+
+def test_a_changed_model_begins_the_text_anew(serve: Serve, api_settings: Settings, page: Page) -> None:
+    """When the model was changed under a job, its text so far goes, and the other revision's is shown whole."""
+    with serve() as api:
+        page.open(api.url).submit("A goat", max_tokens=30)
+        with Farmhand(api_settings, name="old", tokens_per_beat=1, die_at=10) as old:
+            wait_until(lambda: not old.is_alive, why="the first worker to die")
+        wait_until(lambda: page.text("text"), why="some text")
+        other = ModelFacts("tiny-bloom", 2_048, VOCAB, "another", "")
+        with Farmhand(api_settings, name="new", tokens_per_beat=1, facts=other):
+            page.wait_state("succeeded")
+        assert page.text("text") == text_of("A goat", 30)
 
 
 def test_a_failed_job_says_why(serve: Serve, api_settings: Settings, page: Page) -> None:

@@ -11,7 +11,6 @@ server. Every fault can be set twice and taken back twice. It runs in a thread o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import threading
 from collections.abc import Coroutine
@@ -162,6 +161,9 @@ class FaultProxy:
         self._started.set()
         await self._closing.wait()
         await self._refuse()
+        while len(asyncio.all_tasks()) > 1:  # connections that were taken and not served yet
+            await asyncio.sleep(0)
+            await self._cut()
 
     async def _accept(self) -> None:
         if self._server is None:
@@ -209,12 +211,11 @@ class FaultProxy:
         finally:
             for pump in link.pumps:
                 pump.cancel()
-            await asyncio.gather(*link.pumps, return_exceptions=True)
-            self._links.discard(link)
             for end in link.writers:
                 end.close()
-                with contextlib.suppress(OSError):
-                    await end.wait_closed()
+            ends = (end.wait_closed() for end in link.writers)
+            await asyncio.gather(*link.pumps, *ends, return_exceptions=True)
+            self._links.discard(link)
 
     async def _pump_up(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await self._next(reader):

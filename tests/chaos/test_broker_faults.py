@@ -24,6 +24,8 @@ from tests.chaos.proxy import FaultProxy
 from tests.conftest import wait_until
 from tests.workers import WorkerProcess
 
+pytestmark = pytest.mark.alone
+
 QUICK_S = 0.5
 LEASE_S = 2.0
 UNHURT_BY_SIGXFSZ = ("sh", "-c", 'trap "" XFSZ; exec "$@"', "sh")

@@ -15,6 +15,8 @@ from tests.chaos.run import Verdict, run
 from tests.chaos.schedule import draw
 from tests.chaos.testbed import worker_names
 
+pytestmark = pytest.mark.alone
+
 SEED = 20261123
 
 

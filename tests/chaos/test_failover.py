@@ -22,6 +22,8 @@ from tests.chaos.replicas import SERVICE, Service, client_of, freeze, replicated
 from tests.conftest import wait_until
 from tests.workers import WorkerProcess
 
+pytestmark = pytest.mark.alone
+
 SLOW = {"ENGINE__SYNTHETIC_STEP_S": 0.02, "ENGINE__MAX_SLOTS": 8}
 
 

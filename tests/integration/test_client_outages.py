@@ -21,6 +21,8 @@ from farm.settings import Settings, load_settings
 from tests.conftest import wait_until
 from tests.farmhand import Farmhand, quick, text_of
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[EmbeddedServer]:

@@ -22,6 +22,8 @@ from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
 from tests.workers import WorkerProcess
 
+pytestmark = pytest.mark.alone
+
 JOBS, TOKENS = 32, 400
 IN_TIME_S = 5.0  # the promise
 SLOW = {"ENGINE__SYNTHETIC_STEP_S": 0.02, "LEASE__LEASE_S": 600}

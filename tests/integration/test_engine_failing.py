@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import psutil
+import pytest
 
 from farm import keys
 from farm.contracts import JobState
@@ -17,6 +18,8 @@ from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
 from tests.integration.test_metrics import scrape
 from tests.workers import WorkerProcess
+
+pytestmark = pytest.mark.alone
 
 MAX_DEATHS = 2
 
@@ -123,7 +126,6 @@ def test_an_engine_that_never_starts_is_shown(jobs: Jobs, tmp_path: Path) -> Non
     """A worker whose engine can't load is not ready and stands in ``farm status`` with the reason; it can be ended."""
     hopeless = {"ENGINE__LOAD_TIMEOUT_S": 0.001, "ENGINE__MAX_DEATHS": 2, "ENGINE__RESPAWN_CAP_S": 0.1}
     with WorkerProcess(jobs, tmp_path, "w1", TELEMETRY__PORT=free_port(), **hopeless) as worker:
-        wait_until(lambda: worker.ready() == "starting", why="the first reason")
         wait_until(lambda: "did not load its model within" in worker.ready(), why="the reason at /readyz")
         wait_until(lambda: worker.id and _seen(jobs, "w1").trouble, why="the reason in the ledger")
         assert "did not load its model within" in _seen(jobs, "w1").trouble

@@ -15,6 +15,8 @@ from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
 from tests.integration.test_metrics import scrape
 
+pytestmark = pytest.mark.alone
+
 SHORT_LEASE = {"LEASE__LEASE_S": 2}
 STEP_S = 0.01
 REQUESTS: list[dict[str, Any]] = [

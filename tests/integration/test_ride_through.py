@@ -20,6 +20,8 @@ from tests.commands import FARM, environ
 from tests.conftest import wait_until
 from tests.workers import WorkerProcess
 
+pytestmark = pytest.mark.alone
+
 LONG, SHORT, MANY = 150, 20, 25
 QUICK = {"LEASE__LEASE_S": 2, "ENGINE__MAX_SLOTS": 8, "ENGINE__SYNTHETIC_STEP_S": 0.02}
 

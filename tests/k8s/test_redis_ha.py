@@ -18,6 +18,8 @@ from tests.conftest import wait_until
 from tests.k8s.manifests import build
 from tests.k8s.pods import Cluster, Pod
 
+pytestmark = pytest.mark.alone
+
 SERVERS = ("127.0.10.1", "127.0.10.2", "127.0.10.3")
 SENTINELS = ("127.0.20.1", "127.0.20.2", "127.0.20.3")
 

@@ -7,7 +7,7 @@ from importlib import resources
 
 import pytest
 
-from farm import keys
+from farm import keys, schema
 from farm.ledger import scripts
 
 pytestmark = pytest.mark.fast
@@ -112,3 +112,11 @@ def test_scripts_read_no_clock_but_the_servers() -> None:
         assert "'TIME'" not in lua(name)
         assert "os.time" not in lua(name)
     assert lua("common").count("'TIME'") == 1
+
+
+def test_scripts_have_the_schemas_of_the_code() -> None:
+    """common.lua compares with the numbers that farm/schema.py names, and one release may be rolled back."""
+    found = re.search(r"local WRITES, READS = (\d+), (\d+)", lua("common"))
+    assert found
+    assert [int(number) for number in found.groups()] == [schema.WRITES, schema.READS]
+    assert schema.FIRST <= schema.WRITES <= schema.READS <= schema.WRITES + 1

@@ -13,6 +13,7 @@ local LEVELS = {'high', 'normal', 'low'}
 local PROOF = 16        -- tokens that clear a job of its losses
 local LOSSES_SUSPECT = 3 -- losses in a row that make a job a suspect
 local PIECE = 1000      -- values that one unpack may hold; Lua refuses about 8,000
+local WRITES, READS = 2, 2 -- schemas; as in farm/schema.py
 
 local function int(n) return string.format('%.0f', n) end
 local function key_job(id) return P .. 'job:' .. id end
@@ -34,7 +35,7 @@ local function key_files(tenant) return P .. 'files:' .. tenant end
 -- The fields of a job that moves between states need, or nil when there is no such job.
 local FIELDS = {'state', 'model', 'priority', 'tenant', 'seq', 'nonce', 'attempt', 'worker', 'base', 'strikes', 'losses',
   'retries', 'dispatch', 'claimed', 'cost', 'charged', 'deadline', 'plain', 'bytes', 'prompt_tokens', 'tries', 'not_before',
-  'probation', 'billed', 'webhook'}
+  'probation', 'billed', 'webhook', 'schema', 'revision'}
 local function load(id)
   local values = redis.call('HMGET', key_job(id), unpack(FIELDS))
   if not values[1] then return nil end
@@ -44,6 +45,7 @@ local function load(id)
       'charged', 'deadline', 'bytes', 'prompt_tokens', 'tries', 'not_before', 'billed'}) do
     job[name] = tonumber(job[name] or 0)
   end
+  job.schema = tonumber(job.schema or 1)
   return job
 end
 
@@ -113,6 +115,19 @@ local function charge(job, tokens)
   local weight = tonumber(redis.call('HGET', P .. 'weights', job.tenant) or 1)
   set_vtime(job.model, job.tenant, math.max(0, vtime(job.model, job.tenant) + tokens / weight))
 end
+
+-- Give up a job's tokens: it begins anew. Whoever has read some of them finds out by the number of restarts.
+local function start_over(job)
+  local key = key_job(job.id)
+  redis.call('DEL', key_out(job.id))
+  redis.call('HDEL', key, 'first_token', 'revision')
+  redis.call('HSET', key, 'base', '0', 'bytes', redis.call('HSTRLEN', key, 'request') + 200)
+  redis.call('HINCRBY', key, 'restarts', 1)
+  job.base, job.revision = 0, nil
+end
+
+-- Whether the ledger has been written in a schema that these scripts don't know.
+local function is_beyond_us() return tonumber(redis.call('GET', P .. 'schema') or 1) > READS end
 
 -- What a tenant is charged for jobs that have not ended, and may get back in part.
 local function owe(job, tokens)
@@ -253,7 +268,7 @@ end
 -- The one way into a terminal state. Returns the line to announce.
 local function finish(job, state, retention, reason, fields)
   local tokens = redis.call('LLEN', key_out(job.id))
-  local gained = tokens - job.billed -- since its tenant last paid: it was dead and revived
+  local gained = math.max(0, tokens - job.billed) -- since its tenant last paid: it was dead and revived
   if job.state == 'running' and not job.recorded then record_attempt(job, reason) end
   leave(job)
   local was_claimed = job.attempt > 0

@@ -5,7 +5,7 @@
 -- Returns {'ok' | 'unregistered', then for each job: 'ok' | 'gap' | 'lost:<its state>', number of tokens kept}.
 local worker, lease = ARGV[1], tonumber(ARGV[5])
 beat(tonumber(ARGV[4]), lease)
-local answer, lines, leases = {'ok'}, {}, {}
+local answer, lines, leases, added = {'ok'}, {}, {}, 0
 if not is_registered(worker) then
   answer[1] = 'unregistered'
 else
@@ -28,6 +28,7 @@ while i <= #ARGV do
     if word == 'ok' and first <= last then
       redis.call('HINCRBY', key_job(id), 'bytes', append(id, first, last))
       have = have + last - first + 1
+      added = added + last - first + 1
       -- Written only where it changes something: this runs for every job many times a second.
       if tonumber(seen[5] or 0) > 0 then redis.call('HSET', key_job(id), 'strikes', '0') end
       if tonumber(seen[3] or 0) > 0 and have - tonumber(seen[4] or 0) >= PROOF then
@@ -47,5 +48,6 @@ end
 for k = 1, #leases, PIECE do
   redis.call('ZADD', P .. 'running', unpack(leases, k, math.min(k + PIECE - 1, #leases)))
 end
+if added > 0 and is_registered(worker) then redis.call('HINCRBY', key_worker(worker), 'tokens', added) end
 announce(lines)
 return answer

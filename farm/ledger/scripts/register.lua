@@ -1,11 +1,15 @@
 -- Make a worker known. An older incarnation of the same name is gone: its jobs are lost to it and queued again at once.
 -- If it lives after all (it slept, or two workers were given one name), it may register again, beside its successor: to
 -- take the name back would have the two take each other's jobs for ever.
--- Touches: names, workers, worker:, held:, models, beat, grace, and what a loss touches.
+-- A ledger written in a schema that the worker does not know refuses it and changes nothing.
+-- Touches: schema, names, workers, worker:, held:, models, beat, grace, and what a loss touches.
 -- ARGV: worker, name, model, capacity, role, model facts as JSON or '', stall ms, lease ms, retention ms, most strikes,
 --   most losses.
--- Returns the number of jobs taken from older incarnations.
+-- Returns the number of jobs taken from older incarnations, and 0 or the schema that the worker does not know.
 local worker, name = ARGV[1], ARGV[2]
+local schema = tonumber(redis.call('GET', P .. 'schema') or 1)
+if schema > READS then return {0, schema} end
+if schema < WRITES then redis.call('SET', P .. 'schema', WRITES) end
 beat(tonumber(ARGV[7]), tonumber(ARGV[8]))
 local older = redis.call('HGET', P .. 'names', name)
 local had_successor = redis.call('HGET', key_worker(worker), 'superseded')
@@ -30,7 +34,10 @@ else
 end
 redis.call('HSET', key_worker(worker), 'name', name, 'model', ARGV[3], 'capacity', ARGV[4], 'role', ARGV[5])
 redis.call('HSETNX', key_worker(worker), 'since', int(NOW))
-if ARGV[6] ~= '' then redis.call('HSET', P .. 'models', ARGV[3], ARGV[6]) end
+if ARGV[6] ~= '' then
+  redis.call('HSET', P .. 'models', ARGV[3], ARGV[6])
+  redis.call('HSET', key_worker(worker), 'revision', cjson.decode(ARGV[6]).fingerprint)
+end
 redis.call('ZADD', P .. 'workers', NOW, worker)
 wake()
-return #jobs
+return {#jobs, 0}

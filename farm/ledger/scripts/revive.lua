@@ -20,11 +20,7 @@ local function revive(job)
   redis.call('HSET', key, 'state', 'queued', 'strikes', '0', 'losses', '0', 'retries', '0', 'tries', '0', 'charged', '0',
     'not_before', int(NOW), 'probation', '1', 'billed', is_fresh and 0 or redis.call('LLEN', key_out(job.id)),
     'revived', int(NOW), 'revived_by', token)
-  if is_fresh then
-    redis.call('DEL', key_out(job.id))
-    redis.call('HDEL', key, 'first_token')
-    redis.call('HSET', key, 'base', '0', 'bytes', redis.call('HSTRLEN', key, 'request') + 200)
-  end
+  if is_fresh then start_over(job) end
   redis.call('PERSIST', key)
   redis.call('PERSIST', key_out(job.id))
   redis.call('PERSIST', key_history(job.id))

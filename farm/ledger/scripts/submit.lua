@@ -86,7 +86,7 @@ for _, i in ipairs(fresh) do
   local job = {id = ARGV[i], model = ARGV[i + 2], tenant = ARGV[i + 3], priority = ARGV[i + 4], seq = seq}
   redis.call('HSET', key_job(job.id), 'state', 'queued', 'fingerprint', ARGV[i + 1], 'model', job.model,
     'tenant', job.tenant, 'priority', job.priority, 'seq', int(seq), 'cost', ARGV[i + 5], 'created', now,
-    'bytes', #ARGV[i + 9] + 200, 'request', ARGV[i + 9])
+    'schema', WRITES, 'bytes', #ARGV[i + 9] + 200, 'request', ARGV[i + 9])
   if ARGV[i + 7] ~= '' then redis.call('HSET', key_job(job.id), 'plain', ARGV[i + 7]) end
   if ARGV[i + 8] ~= '' then redis.call('HSET', key_job(job.id), 'webhook', ARGV[i + 8]) end
   local deadline = tonumber(ARGV[i + 6])

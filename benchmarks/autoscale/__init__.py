@@ -1,0 +1,1 @@
+"""What scaling with the queue costs and gains on a bursty day, against fixed numbers of workers. A simulation."""

@@ -1,0 +1,1 @@
+"""The site: pages copied, reference pages made from the code, then zensical."""
