@@ -9,10 +9,10 @@ PINS := pyproject.toml constraints.txt
 CHECKOV := checkov==3.3.30
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check fast bench chaos docs clean
+.PHONY: help demo up test check fast bench screenshots chaos docs clean
 
 help:  ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run  ## start a farm, answer the bundled prompts, show the answers, stop
 	@$(BIN)/farm demo
@@ -37,6 +37,9 @@ bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten min
 	$(BIN)/python -m benchmarks.rest
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.compare --docs
+
+screenshots: $(VENV)/.pictures  ## the pictures of README and docs, of a farm that runs; needs Chromium
+	$(BIN)/python -m benchmarks.pictures
 
 chaos: $(VENV)/.dev  ## break a farm in every way for ten minutes, and see that it keeps docs/guarantees.md
 	$(BIN)/python -m tests.chaos --all
@@ -68,6 +71,11 @@ $(VENV)/.checkov: Makefile | $(BIN)/python
 	@echo "installing checkov into $(VENV)/checkov"
 	$(PYTHON) -m venv $(VENV)/checkov
 	$(VENV)/checkov/bin/python -m pip --disable-pip-version-check install --quiet $(CHECKOV)
+	@touch $@
+
+$(VENV)/.pictures: $(VENV)/.dev
+	@echo "installing what draws charts into $(VENV)"
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,pictures]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from api import batch_operations, openai_operations, openapi, operations
 from api.auth import Guard, needs_key
 from api.gate import Gate
+from api.recorder import Recorder
 from api.requests import Call
 from api.routes.batches import BatchRoutes
 from api.routes.completions import CompletionRoutes
@@ -21,6 +22,7 @@ from api.routes.events import EventRoutes
 from api.routes.files import FileRoutes
 from api.routes.health import HealthRoutes
 from api.routes.jobs import JobRoutes
+from api.routes.metrics import MetricsRoutes
 from api.routes.playground import PlaygroundRoutes
 from api.routes.usage import UsageRoutes
 from api.service import Service
@@ -29,7 +31,7 @@ from farm.local.discover import discover
 from farm.settings import Settings, load_settings
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None) -> Api:
     """The API over a farm; nothing is sent to its server yet. settings: the environment's unless given.
 
     Raises SettingsError when no server is named and no local farm runs.
@@ -75,6 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ("/docs", docs.page),
         ("/docs/{name}", docs.asset),
         ("/openapi.json", docs.openapi),
+        ("/metrics", MetricsRoutes(service, guard, app.recorder).metrics),
     ):
         add(path, endpoint, methods=["GET"], include_in_schema=False, response_model=None)
     return app
@@ -110,7 +113,8 @@ class Api(FastAPI):
             lifespan=self._lifespan,
         )
         self.router.route_class = Route
-        self._gate = Gate(self.router, logs_requests=service.settings.logs.level == "DEBUG")
+        self.recorder = Recorder()
+        self._gate = Gate(self.router, self.recorder, logs_requests=service.settings.logs.level == "DEBUG")
         self.state.settings = service.settings
         self.state.service = service
 

@@ -85,6 +85,10 @@ class Call(Request):
             more = message.get("more_body", False)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    def note_waiting(self) -> None:
+        """Its answer comes when a job ends: it is not counted among those that come at once."""
+        self.scope["state"]["is_waiting"] = True
+
     def give_time(self) -> None:
         """Have what is still to come of the body take as long as a whole request may."""
         if (give_time := self.scope["state"].get("give_time")) is not None:

@@ -21,9 +21,12 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
+from api import telemetry
 from api.app import create_app
+from api.recorder import exported, share
 from farm import logs
 from farm.errors import FarmError
+from farm.ledger.jobs import Jobs
 from farm.listening import listen, url_of
 from farm.local.discover import discover
 from farm.local.environ import child_environ
@@ -56,12 +59,20 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     log.info("the API listens", url=url_of(host, port), keys=settings.api.keys, processes=settings.api.processes)
     config = config_of(settings, "api.serve:make_app")
+    with share(config.workers or 1):
+        _run(config, settings, listener)
+
+
+def _run(config: uvicorn.Config, settings: Settings, listener: socket.socket) -> None:
+    """Run until terminated, in this process or in several."""
     if config.workers == 1:
         for number in (signal.SIGINT, signal.SIGTERM):
             # Uvicorn raises the signal again when it has stopped; that is no reason to end as if killed.
             signal.signal(number, lambda _number, _frame: None)
         uvicorn.Server(config).run(sockets=[listener])
     else:
+        # This process serves no requests, and so outlives all that do.
+        telemetry.serve(settings.telemetry, exported(Jobs(settings)))
         Multiprocess(config, sockets=[listener]).run()
 
 
@@ -91,7 +102,10 @@ def make_app() -> FastAPI:
         tie(signal.SIGTERM, first.pid)
     settings = load_settings()
     logs.setup(settings.logs)
-    return create_app(settings)
+    app = create_app(settings)
+    if first is None:
+        telemetry.serve(settings.telemetry, app.recorder.registry(app.state.service.jobs))
+    return app
 
 
 def _allow_many_files() -> None:

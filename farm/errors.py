@@ -233,7 +233,7 @@ class AnswerRestarted(FarmError):
 
     code = "answer_restarted"
     retryable = True
-    http_status = 409
+    http_status = 503
 
 
 class EngineLost(FarmError):

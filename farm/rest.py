@@ -9,7 +9,7 @@ from farm.listening import is_loopback, listen
 from farm.local.environ import with_values
 from farm.settings import ApiSettings, Settings
 
-NEEDS = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "fastapi_offline")
+NEEDS = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "fastapi_offline", "prometheus_client")
 
 
 def with_keys(settings: Settings) -> Settings:

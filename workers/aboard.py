@@ -7,29 +7,35 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from dataclasses import dataclass, field
 
 from farm.contracts import JobState, Request
-from farm.ledger.attempts import Advance, Claim
+from farm.ledger.attempts import Advance, Claim, Outcome
 from farm.ledger.records import entry
 from farm.results import JobError
-from workers.engine.protocol import Add, Failed, Finished, SamplingParams
+from workers.engine.protocol import Add, Admitted, Emitted, Event, Failed, Finished, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a task thread's job ended: with a state, handed back (``state`` queued), or taken away (``state`` None)."""
+    """How a task thread's job ended: with a state, handed back (``state`` queued), or taken away (``state`` None; then
+    ``found`` is what the ledger says of it). tokens: how many it has in all, where this worker ended it."""
 
     state: JobState | None
     reason: str
     error: JobError | None = None
+    tokens: int = 0
+    found: JobState | None = None
 
 
 @dataclass
 class Aboard:
     """One job on its way through the engine.
 
-    ``entries`` are all its tokens from index 0; the ledger is known to hold ``flushed`` of them.
+    ``entries`` are all its tokens from index 0; the ledger is known to hold ``flushed`` of them. Of the new ones
+    ``received`` came from the engine, and ``accepted`` are on the account as taken by the ledger; ``is_closed``: what
+    else comes is of no use. ``ttft_s`` and ``total_s`` are since its submission.
     """
 
     claim: Claim
@@ -40,6 +46,11 @@ class Aboard:
     ending: Ending | None = None
     life: object = None
     """Which life of the engine runs it."""
+    received: int = 0
+    accepted: int = 0
+    is_closed: bool = False
+    ttft_s: float | None = None
+    claimed_at: float = field(default_factory=time.monotonic)
     settled: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
@@ -48,15 +59,62 @@ class Aboard:
         kept = [entry(token_id, text, None, None) for token_id, text in claim.kept]
         return cls(claim, kept, len(kept))
 
+    @property
+    def total_s(self) -> float:
+        """Since its submission: by the server's clock up to the claim, by ours from there."""
+        return self.claim.age_s + time.monotonic() - self.claimed_at
+
+    @property
+    def time_per_output_token_s(self) -> float | None:
+        """The mean of this attempt; None when it gave fewer than two tokens."""
+        if not isinstance(self.final, Finished) or self.received < 2:
+            return None
+        return self.final.decode_s / (self.received - 1)
+
+    def facts(self, ending: Ending) -> dict[str, str | int | float | None]:
+        """What is said of a job that leaves: names, numbers and times, and nothing of its text."""
+        state, claim = ending.state or ending.found, self.claim
+        return {
+            "job": claim.id,
+            "attempt": claim.attempt,
+            "tenant": claim.tenant,
+            "state": state.value if state is not None else None,
+            "reason": ending.reason,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": len(claim.kept) + self.accepted,
+            "resumed_tokens": len(claim.kept),
+            "queued_s": round(claim.age_s, 3),
+            "ttft_s": None if self.ttft_s is None else round(self.ttft_s, 3),
+            "total_s": round(self.total_s, 3),
+        }
+
     def settle(self, *, final: Finished | Failed | None = None, ending: Ending | None = None) -> None:
         """Decide how it ends, once."""
         if not self.settled.is_set():
             self.final, self.ending = final, ending
             self.settled.set()
 
+    def take(self, event: Event) -> None:
+        """Take in what the engine says of it."""
+        if isinstance(event, Emitted):
+            self.entries += [entry(t.id, t.text, t.logprob, t.top) for t in event.tokens]
+        elif isinstance(event, Admitted):
+            self.prompt_tokens = event.prompt_tokens
+        else:
+            self.settle(final=event)
+
     def advance(self) -> Advance:
         """What the ledger is not known to hold yet."""
         return Advance(self.claim.id, self.claim.nonce, self.flushed, self.entries[self.flushed :], self.prompt_tokens)
+
+
+def outcome_of(final: Finished | Failed, fingerprint: str) -> Outcome:
+    """What the ledger is told of a job that the engine has ended for good. fingerprint: of the model."""
+    if isinstance(final, Failed):
+        return Outcome(JobState.FAILED, None, "", fingerprint, JobError(final.code, final.message))
+    if final.reason == "expired":
+        return Outcome(JobState.EXPIRED, final.reason, final.tail, fingerprint)
+    return Outcome(JobState.SUCCEEDED, final.reason, final.tail, fingerprint)
 
 
 def order(claim: Claim) -> Add:
@@ -68,6 +126,7 @@ def order(claim: Claim) -> Add:
         resume=[token_id for token_id, _ in claim.kept],
         deadline_s=claim.deadline_s,
         scope=claim.tenant,
+        was_computed=claim.was_aboard,
     )
 
 

@@ -73,7 +73,7 @@ class Host:
 
     def start(self) -> None:
         """Load the model, then take part. Raises ModelRefused."""
-        telemetry.serve(self.settings.telemetry, self.health, self.runner)
+        telemetry.serve(self)
         self.heartbeat.start()
         if self.runner is not None:
             self.runner.start()

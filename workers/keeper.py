@@ -109,9 +109,18 @@ class Keeper:
 
 
 def _envelope(message: Dispatch) -> dict[str, Any]:
-    """What apply_async needs. Jobs from a plain Celery message keep its headers, so that canvas goes on."""
+    """What apply_async needs. Jobs from a plain Celery message keep its headers, so that canvas goes on.
+
+    Model and priority are there for Flower to show; a worker goes by the ledger.
+    """
     common: dict[str, Any] = {
-        "kwargs": {"job": message.id, "dispatch": message.number, "schema": schema.WRITES},
+        "kwargs": {
+            "job": message.id,
+            "dispatch": message.number,
+            "model": message.model,
+            "priority": message.priority,
+            "schema": schema.WRITES,
+        },
         "task_id": message.id,
         "queue": queue_of(message.model),
         "ignore_result": True,

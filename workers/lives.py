@@ -13,6 +13,7 @@ import structlog
 
 from farm.errors import EngineLost, ModelRefused
 from farm.settings import EngineSettings
+from workers.account import Account
 from workers.deaths import Deaths
 from workers.engine.protocol import Add, Failed, Finished, Ready, Report, SamplingParams
 from workers.engine_process import EngineProcess
@@ -39,6 +40,8 @@ class Lives:
         self.serving: EngineProcess | None = None
         """The engine that takes work, if there is one."""
         self.last_report = Report(0, 0, 0, [])
+        self.account = Account()
+        """What all lives have computed."""
         self.total_deaths = 0
         self._settings = settings
         self._on_report = on_report
@@ -79,6 +82,7 @@ class Lives:
                 if self._ceasing.is_set():
                     return
                 self._tested = queue.SimpleQueue()
+                self.account.begin_life()
                 engine = self._newest = EngineProcess(self._settings, self._take_report, self._note_end)
             try:
                 ready = engine.start()
@@ -130,6 +134,7 @@ class Lives:
 
     def _take_report(self, report: Report) -> None:
         self.last_report = report
+        self.account.absorb(report)
         for event in report.events:
             if event.id == TEST.id and isinstance(event, Finished | Failed):
                 self._tested.put(event)

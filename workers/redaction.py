@@ -13,7 +13,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.request import Request
 from celery.worker.strategy import default
 
-from farm.contracts import SAFE_NAME
+from farm.contracts import PRIORITIES, SAFE_NAME
 
 BODY = "body"
 NOSY = ("celery.worker.consumer.consumer", "celery.worker.strategy", "celery.worker.request", "kombu")
@@ -29,7 +29,19 @@ class PlainResult:
         return self._body
 
     def __repr__(self) -> str:
-        return f"<{self._body['usage']['completion_tokens']} tokens>"
+        return repr(Figures(self._body["usage"]["completion_tokens"], self._body["timings"]["queued_s"]))
+
+
+class Figures:
+    """What events, logs and Flower show as the result of a job. ``farm.flower.redaction`` reads it back."""
+
+    def __init__(self, tokens: int, queued_s: float | None) -> None:
+        self.tokens = tokens
+        self.queued_s = queued_s
+
+    def __repr__(self) -> str:
+        waited = {} if self.queued_s is None else {"queued_s": round(self.queued_s, 3)}
+        return str({"tokens": self.tokens, **waited})
 
 
 class QuietRequest(Request):
@@ -88,13 +100,15 @@ class NoBodies(logging.Filter):
 
 
 def shown(kwargs: object) -> dict[str, object]:
-    """Task arguments fit to be seen: job, dispatch and max_tokens; of all else only how many."""
+    """Task arguments fit to be seen: job, dispatch, model, priority and max_tokens; of all else only how many."""
     if not isinstance(kwargs, dict):
         return {}
     safe = {name: kwargs[name] for name in ("dispatch", "schema", "max_tokens") if isinstance(kwargs.get(name), int)}
-    job = kwargs.get("job")
-    if isinstance(job, str) and SAFE_NAME.match(job):
-        safe["job"] = job
+    for name in ("job", "model"):
+        if isinstance(kwargs.get(name), str) and SAFE_NAME.match(kwargs[name]):
+            safe[name] = kwargs[name]
+    if kwargs.get("priority") in PRIORITIES:
+        safe["priority"] = kwargs["priority"]
     others = len(kwargs) - len(safe)
     return {**safe, "others": others} if others else safe
 

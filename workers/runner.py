@@ -17,15 +17,15 @@ import structlog
 
 from farm.contracts import JobState
 from farm.errors import LedgerTooNew, ServerUnreachable
-from farm.ledger.attempts import ENTRIES_PER_CALL, Attempts, Claim, Kept, Outcome, ReleaseKind
-from farm.ledger.records import ModelFacts, entry
+from farm.ledger.attempts import ENTRIES_PER_CALL, Attempts, Claim, Kept, ReleaseKind
+from farm.ledger.records import ModelFacts
 from farm.results import JobError
 from farm.settings import Settings
-from workers.aboard import Aboard, Ending, order
+from workers.aboard import Aboard, Ending, order, outcome_of
 from workers.backoff import jittered_s
 from workers.beat import Beat
 from workers.deck import Deck
-from workers.engine.protocol import GATHER_S, Admitted, Cancel, Emitted, Failed, Finished, Ready, Report
+from workers.engine.protocol import GATHER_S, Cancel, Emitted, Failed, Finished, Ready, Report
 from workers.engine_process import EngineProcess
 from workers.lives import Lives
 
@@ -48,7 +48,8 @@ class Runner:
         self._lock = threading.Lock()
         # What the ledger is told of our capacity must not be overtaken by what was true before.
         self._telling = threading.Lock()
-        self._ready: Ready | None = None
+        self.ready: Ready | None = None
+        """What the latest engine loaded; None before any did."""
         self._is_registered = threading.Event()
         self._draining = threading.Event()
         self._drain_lock = threading.Lock()
@@ -66,6 +67,7 @@ class Runner:
             on_lost=self._on_lost,
             on_refused=on_refused,
         )
+        self._account = self.lives.account
 
     def start(self) -> None:
         """Load the model, make the worker known, start the beat. Raises ModelRefused; retries a dying engine."""
@@ -75,17 +77,23 @@ class Runner:
     def run(self, claim: Claim) -> Ending:
         """Generate for a claimed job and return how it ended. Blocks; the lease is kept meanwhile."""
         running = Aboard.of(claim)
+        if claim.attempt == 1:
+            self._account.waited(queue_s=claim.age_s)
+        ending = Ending(None, "failed")
         try:
             engine = self._deck.board(running, lambda: None if self._draining.is_set() else self.lives.serving)
             if engine is not None:
                 engine.send(order(claim))
                 self.beat.wake()
             elif not running.settled.is_set():
-                return self._send_back(claim)
+                ending = self._send_back(claim)
+                return ending
             running.settled.wait()
-            return running.ending or self._conclude(running)
+            ending = running.ending or self._conclude(running)
+            return ending
         finally:
             self._deck.leave(running)
+            self._close(running, ending)
             if claim.proof:
                 self.on_open()
 
@@ -127,9 +135,9 @@ class Runner:
     @property
     def capacity(self) -> int:
         """How many jobs the worker may hold now."""
-        if self._ready is None or self.lives.serving is None or self._draining.is_set():
+        if self.ready is None or self.lives.serving is None or self._draining.is_set():
             return 0
-        return max(1, len(self._deck)) if self._deck.is_on_trial else self._ready.slots
+        return max(1, len(self._deck)) if self._deck.is_on_trial else self.ready.slots
 
     @property
     def trouble(self) -> str:
@@ -137,7 +145,7 @@ class Runner:
         return "draining" if self._draining.is_set() else self.lives.trouble
 
     def _on_ready(self, engine: EngineProcess, ready: Ready) -> None:
-        self._ready = ready
+        self.ready = ready
         try:
             if not self._patiently(self._register):
                 return
@@ -152,8 +160,8 @@ class Runner:
     def _register(self) -> bool:
         """Make the worker known; with facts about its model once one was loaded. False: it is refused, and stops."""
         model, facts = self._settings.model.name, None
-        if self._ready is not None:
-            ready = self._ready
+        if self.ready is not None:
+            ready = self.ready
             facts = ModelFacts(model, ready.context, ready.vocab, ready.fingerprint, ready.tokenizer)
         try:
             with self._telling:
@@ -168,17 +176,13 @@ class Runner:
     def _on_report(self, report: Report) -> None:
         for event in report.events:
             running = self._deck.get(event.id)
+            if isinstance(event, Emitted):
+                self._account.receive(running, len(event.tokens))
             if running is None or running.settled.is_set():
                 continue
-            if isinstance(event, Emitted):
+            if isinstance(event, Emitted | Finished):
                 self.lives.gave_token()
-                running.entries += [entry(t.id, t.text, t.logprob, t.top) for t in event.tokens]
-            elif isinstance(event, Admitted):
-                running.prompt_tokens = event.prompt_tokens
-            else:
-                if isinstance(event, Finished):
-                    self.lives.gave_token()
-                running.settle(final=event)
+            running.take(event)
 
     def _on_lost(self, engine: EngineProcess, reason: str) -> None:
         """Hand back the jobs of an engine that is gone. The next one may be up before the server answers."""
@@ -229,12 +233,12 @@ class Runner:
         engine = self.lives.serving
         for running, kept in zip(aboard, words, strict=True):
             if kept.word != "lost":
-                running.flushed = kept.tokens
+                self._note_kept(running, kept.tokens)
             elif not running.settled.is_set():
                 # Cancelled, expired, or given to another after our lease ended.
                 if engine is not None:
                     engine.send(Cancel(running.claim.nonce))
-                running.settle(ending=Ending(None, "lost"))
+                running.settle(ending=Ending(None, "lost", found=kept.state))
         if self._deck.end_trial():
             self.on_open()
         # One that has never served is made known when it fails, so that people can see why.
@@ -251,29 +255,36 @@ class Runner:
         """Write the outcome that the engine gave, until the ledger has answered."""
         final, claim = running.final, running.claim
         assert final is not None
-        assert self._ready is not None
+        assert self.ready is not None
         if isinstance(final, Failed) and final.retryable:
             error = JobError(final.code, final.message, retryable=True)
             return self._retry(claim, error)
-        if isinstance(final, Failed):
-            error = JobError(final.code, final.message)
-            outcome = Outcome(JobState.FAILED, None, "", self._ready.fingerprint, error)
-        else:
-            is_late = final.reason == "expired"
-            outcome = Outcome(
-                JobState.EXPIRED if is_late else JobState.SUCCEEDED, final.reason, final.tail, self._ready.fingerprint
-            )
+        outcome = outcome_of(final, self.ready.fingerprint)
         while True:
             if len(running.entries) - running.flushed > ENTRIES_PER_CALL:
                 self._patiently(self._flush)
                 continue
             answer = self._patiently(lambda: self._attempts.finish(running.advance(), outcome))
             if isinstance(answer, Kept):
-                running.flushed = answer.tokens
+                self._note_kept(running, answer.tokens)
                 continue
             if answer is None:
-                return Ending(outcome.state, "finish", outcome.error)
-            return Ending(None, f"already {answer.value}")
+                self._note_kept(running, len(running.entries))
+                return Ending(outcome.state, "finish", outcome.error, len(running.entries))
+            return Ending(None, f"already {answer.value}", found=answer)
+
+    def _note_kept(self, running: Aboard, tokens: int) -> None:
+        """The ledger holds so many of its tokens."""
+        running.flushed = tokens
+        self._account.accept(running, tokens)
+
+    def _close(self, running: Aboard, ending: Ending) -> None:
+        """Settle what is on the account for a job that leaves, and say how it went: the one line of a job."""
+        is_gone = ending.found is not None and ending.found.is_terminal
+        self._account.close(running, "cancelled" if is_gone else "lost")
+        if ending.state is not None and ending.state.is_terminal:
+            self._account.waited(e2e_s=running.total_s, time_per_output_token_s=running.time_per_output_token_s)
+        log.info("job", worker=self._attempts.worker, model=self._settings.model.name, **running.facts(ending))
 
     def _retry(self, claim: Claim, error: JobError) -> Ending:
         """Hand the job back for another attempt, after a wait drawn with full jitter."""

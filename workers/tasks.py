@@ -33,7 +33,7 @@ from farm.ledger.attempts import Claim, Refusal
 from farm.patience import patiently
 from farm.results import JobError, JobView
 from workers.aboard import Ending
-from workers.redaction import PlainResult
+from workers.redaction import Figures, PlainResult
 
 if TYPE_CHECKING:
     from workers.host import Host
@@ -84,7 +84,7 @@ def register(app: Celery, host: Host) -> None:
         typing=False,
         throws=(GenerationFailed,),
     )
-    def generate(task: Task[Any, Any], /, *args: Any, **kwargs: Any) -> PlainResult | None:
+    def generate(task: Task[Any, Any], /, *args: Any, **kwargs: Any) -> PlainResult | Figures:
         """Run one delivery."""
         try:
             if "job" in kwargs:
@@ -97,7 +97,7 @@ def register(app: Celery, host: Host) -> None:
             raise Ignore from None
 
 
-def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object) -> PlainResult | None:
+def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object) -> PlainResult | Figures:
     """Claim a dispatched job, run it, report how it ended."""
     if not isinstance(job_id, str) or not isinstance(dispatch, int):
         raise GenerationFailed("invalid_request: job and dispatch are the keeper's to send; send a prompt")
@@ -113,12 +113,12 @@ def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object)
         if is_plain and claim.reason == "unknown":
             raise GenerationFailed(f"job_gone: job {job_id[:64]!r} is not known here")
         return _stored_outcome(host, task, job_id) if is_plain and claim.reason == "ended" else _drop(claim.reason)
+    waited_s = claim.age_s if claim.attempt == 1 else None
     ending = host.runner.run(claim)
-    log.info("job", job=job_id, attempt=claim.attempt, state=ending.state and ending.state.value, reason=ending.reason)
-    return _report(host, task, claim, ending)
+    return _report(host, task, claim, ending, Figures(ending.tokens, waited_s))
 
 
-def _report(host: Host, task: Task[Any, Any], claim: Claim, ending: Ending) -> PlainResult | None:
+def _report(host: Host, task: Task[Any, Any], claim: Claim, ending: Ending, figures: Figures) -> PlainResult | Figures:
     """Tell Celery, so that Flower shows the job's state."""
     if ending.state is JobState.QUEUED and ending.error is not None:
         raise Retry(ending.reason, exc=GenerationFailed(f"{ending.error.code}: {ending.error.message}"))
@@ -129,7 +129,7 @@ def _report(host: Host, task: Task[Any, Any], claim: Claim, ending: Ending) -> P
     if claim.is_plain:
         return _stored_outcome(host, task, claim.id)
     if ending.state is JobState.SUCCEEDED:
-        return None
+        return figures
     raise _unsuccessful(task, claim.id, ending.state or _state_now(host, claim.id), ending.error)
 
 

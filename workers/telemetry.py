@@ -7,63 +7,41 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 from collections.abc import Iterable
-from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from farm.settings import TelemetrySettings
-from workers.health import Health
-from workers.metrics import EngineCollector
-from workers.runner import Runner
+from farm import telemetry
+from farm.exposition import LedgerCollector
+from workers.collectors import EngineCollector, GpuCollector, UpCollector, WebhookCollector
+from workers.gpus import Gpus
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-log = structlog.get_logger(__name__)
+    from workers.health import Health
+    from workers.host import Host
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    """A slow reader holds up nobody."""
-
-    daemon_threads = True
-
-
-class _Server6(_Server):
-    address_family = socket.AF_INET6
+def serve(host: Host) -> None:
+    """Answer at ``FARM_TELEMETRY__PORT`` if that is set. A port that can't be had fails no worker."""
+    if host.settings.telemetry.port is not None:
+        telemetry.serve(host.settings.telemetry, _with_probes(make_wsgi_app(_registry(host)), host.health))
 
 
-class _Silent(WSGIRequestHandler):
-    """Logs no line per scrape and probe."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
-def serve(settings: TelemetrySettings, health: Health, runner: Runner | None) -> None:
-    """Answer at ``FARM_TELEMETRY__PORT`` if that is set. A port that can't be had fails no worker.
-
-    runner: whose engine has metrics; None for a worker without one.
-    """
-    if settings.port is None:
-        return
+def _registry(host: Host) -> CollectorRegistry:
+    """What this worker exports."""
     registry = CollectorRegistry()
-    if runner is not None:
-        registry.register(EngineCollector(runner.lives))
-    app = _with_probes(make_wsgi_app(registry), health)
-    kind = _Server6 if ":" in settings.host else _Server
-    try:
-        server = make_server(settings.host, settings.port, app, kind, _Silent)
-    except OSError as error:
-        log.warning("telemetry_not_served", host=settings.host, port=settings.port, error=str(error))
-        return
-    threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
-    log.info("telemetry_served", url=f"http://{settings.host}:{settings.port}")
+    registry.register(LedgerCollector(host.jobs))
+    model = host.settings.model.name if host.runner is not None else ""
+    registry.register(UpCollector(host.name, model, host.health.why_unready))
+    if host.runner is not None:
+        registry.register(EngineCollector(host.settings, host.runner))
+        registry.register(GpuCollector(Gpus()))
+    if host.chores is not None:
+        registry.register(WebhookCollector(host.chores.webhook_outcomes))
+    return registry
 
 
 def _with_probes(metrics: WSGIApplication, health: Health) -> WSGIApplication:

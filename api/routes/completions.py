@@ -51,6 +51,7 @@ class CompletionRoutes:
             await self._submit(submissions)
             if ask.is_streamed:
                 return await self._stream(ask, submissions, echoes, has_key=key is not None)
+            call.note_waiting()
             jobs = await self._wait(call, submissions)
         except BaseException:
             if key is None:

@@ -44,7 +44,7 @@ class JobRoutes:
             return await self._submit_list(await self._admission.many(body, tenant, key))
         if not isinstance(body, dict):
             raise InvalidRequest("body", "must be an object with a prompt, or a list of such objects")
-        return await self._submit_one(await self._admission.one(body, tenant, key), call.preferred_wait_s())
+        return await self._submit_one(call, await self._admission.one(body, tenant, key))
 
     async def read(self, call: Call) -> Answer:
         """A job as it stands; with ``wait``, once it has ended."""
@@ -53,6 +53,7 @@ class JobRoutes:
         wait_s = number("wait", query["wait"], MAX_WAIT_S) if "wait" in query else 0.0
         view = await self._service.view(call.path_params["job_id"], tenant)
         if wait_s and not view.state.is_terminal:
+            call.note_waiting()
             view = await self._service.ended(view.id, wait_s)
         return answer_with(view, call.head.get(b"if-none-match"))
 
@@ -88,13 +89,15 @@ class JobRoutes:
             view = await self._service.view(view.id, tenant)
         return answer_with(view)
 
-    async def _submit_one(self, submission: Submission, wait_s: float) -> Answer:
+    async def _submit_one(self, call: Call, submission: Submission) -> Answer:
+        wait_s = call.preferred_wait_s()
         written = await self._service.submit(submission)
         headers: list[Header] = [(b"preference-applied", b"wait=%d" % wait_s)] if wait_s else []
         view: JobView | None = None
         if not written.is_new:
             view = await self._service.view(submission.id, submission.tenant)
         if wait_s and (view is None or not view.state.is_terminal):
+            call.note_waiting()
             view = await self._service.ended(submission.id, wait_s)
         if view is not None and view.state.is_terminal:
             return Answer(encode(body_of(view)), 200, headers)

@@ -46,6 +46,7 @@ COMMANDS = {
     "batch": Entry("farm.cli.batch", ASK, "Complete a file of prompts, and go on where an earlier run stopped."),
     "status": Entry("farm.cli.status", ASK, "Show how the farm stands, or one job."),
     "cancel": Entry("farm.cli.jobs", ASK, "End jobs that have not ended."),
+    "top": Entry("farm.cli.top", LOOK, "Watch the farm work, on one screen."),
     "dead": Entry("farm.cli.dead", LOOK, "Look at dead jobs, queue them again or delete them."),
     "keys": Entry("farm.cli.keys", LOOK, "Make API keys, list and revoke them."),
     "tenants": Entry("farm.cli.tenants", LOOK, "Show tenants' weights, limits and queues, or change them."),

@@ -131,7 +131,7 @@ def flower(
     """
     settings = with_values(reachable_settings(), flower=given(host=host, port=port))
     check_exposure(settings.flower, os.environ)
-    check_start(settings.flower)
+    check_start(settings)
     if not as_json:
         url = url_of(settings.flower.host, settings.flower.port)
         sys.stdout.write(f"Flower: {url}   (Ctrl-C stops it)\n")

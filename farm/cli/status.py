@@ -81,9 +81,8 @@ def _loads(models: list[ModelLoad]) -> object:
     numbers = ("queued", *PRIORITIES, "delayed", "sent", "running", "slots", "jobs/s")
     shown = table("model", *numbers, right=numbers)
     for load in models:
-        queued = sum(load.queued.values()) + load.delayed + load.dispatched
         levels = [load.queued[priority] for priority in PRIORITIES]
-        cells = [queued, *levels, load.delayed, load.dispatched, load.running, load.slots]
+        cells = [load.waiting, *levels, load.delayed, load.dispatched, load.running, load.slots]
         shown.add_row(load.model, *(f"{cell:,}" for cell in cells), f"{load.per_s:.1f}")
     return shown
 

@@ -77,6 +77,7 @@ def _as_json(stack: Stack) -> dict[str, object]:
         "redis": address(stack.farm_settings.redis),
         "api_url": stack.api_url,
         "flower_url": stack.flower_url,
+        "metrics": stack.metrics,
         "workers": stack.worker_names,
         "model": stack.settings.model.name,
         "state_dir": str(stack.folder.path),
@@ -100,6 +101,7 @@ def _show(stack: Stack) -> None:
     names = ", ".join(stack.worker_names) or "none"
     shown.add_row("Workers", f"{names}   [dim]{stack.settings.model.name}[/dim]")
     shown.add_row("Logs", str(folder.logs))
+    shown.add_row("Metrics", f"{len(stack.metrics)} pages for Prometheus   [dim]listed in {folder.note_path}[/dim]")
     out.print(f"[bold green]The farm is ready[/bold green] after {duration(time.time() - stack.started_at)}.")
     out.print()
     out.print(shown)

@@ -28,7 +28,8 @@ ReleaseKind = Literal["drain", "retry", "lost"]
 class Claim:
     """A job to run. ``kept`` holds the (token id, text) pairs that earlier attempts generated; ``retries`` counts those
     attempts that ended with an error worth another. ``proof`` is 0, or how many new tokens clear it: it has been aboard
-    at so many deaths that it must run alone until then, for the next one decides."""
+    at so many deaths that it must run alone until then, for the next one decides. ``age_s`` is the time since it was
+    submitted, by the server's clock; ``was_aboard``: an engine has had it before."""
 
     id: str
     nonce: str
@@ -38,8 +39,9 @@ class Claim:
     request: Request
     deadline_s: float | None
     is_plain: bool
-    created_at: float
     tenant: str
+    age_s: float
+    was_aboard: bool
     kept: list[tuple[int, str]]
 
 
@@ -65,10 +67,14 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the ledger said to an Advance: ok, gap (send again from ``tokens``) or lost (stop)."""
+    """What the ledger said to an Advance: ok, gap (send again from ``tokens``) or lost (stop).
+
+    ``state``: of a job that is lost, if there still is one.
+    """
 
     word: Literal["ok", "gap", "lost"]
     tokens: int
+    state: JobState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,7 @@ class Attempts:
         )
         if answer[0] != "claimed":
             return Refusal(answer[0], JobState(answer[1]) if len(answer) > 1 else None)
-        _, request, attempt, retries, proof, left_ms, plain, created, tenant, *entries = answer
+        _, request, attempt, retries, proof, left_ms, plain, tenant, age_ms, aboard, *entries = answer
         return Claim(
             id=job_id,
             nonce=nonce,
@@ -158,8 +164,9 @@ class Attempts:
             request=Request.model_validate_json(request),
             deadline_s=int(left_ms) / 1000 if left_ms else None,
             is_plain=bool(plain),
-            created_at=int(created) / 1000,
             tenant=tenant,
+            age_s=int(age_ms) / 1000,
+            was_aboard=aboard == "1",
             kept=[(token[0], token[1]) for token in map(json.loads, entries)],
         )
 
@@ -175,7 +182,7 @@ class Attempts:
             entries = advance.entries[:ENTRIES_PER_CALL]
             args += (advance.id, advance.nonce, advance.start, advance.prompt_tokens, len(entries), *entries)
         answer = self._call("progress", *args)
-        words = [Kept(word, int(tokens)) for word, tokens in zip(answer[1::2], answer[2::2], strict=True)]
+        words = [_kept(word, int(tokens)) for word, tokens in zip(answer[1::2], answer[2::2], strict=True)]
         return answer[0] == "ok", words
 
     def finish(self, last: Advance, outcome: Outcome) -> Kept | JobState | None:
@@ -239,3 +246,8 @@ class Attempts:
     def leave(self) -> bool:
         """Forget the worker, once it holds nothing."""
         return bool(self._call("leave", self.worker))
+
+
+def _kept(said: str, tokens: int) -> Kept:
+    word, _, state = said.partition(":")
+    return Kept(word, tokens, JobState(state) if state else None)  # type: ignore[arg-type]

@@ -14,7 +14,10 @@ from farm.ledger.jobs import Jobs
 
 @dataclass(frozen=True, slots=True)
 class ModelLoad:
-    """Jobs of one model. ``queued`` is by priority, ``delayed`` wait for a retry, ``dispatched`` are messages."""
+    """Jobs of one model. ``queued`` is by priority, ``delayed`` wait for a retry, ``dispatched`` are messages.
+
+    eta_s: until none waits, by how long the latest jobs held a slot; None while nobody can know.
+    """
 
     model: str
     queued: dict[str, int]
@@ -23,12 +26,18 @@ class ModelLoad:
     running: int
     slots: int
     per_s: float
+    eta_s: float | None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for their turn or for a worker to take them."""
+        return sum(self.queued.values()) + self.delayed + self.dispatched
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """One worker. ``held`` counts the jobs it runs; ``silent_s`` is how long ago it last spoke; ``trouble`` says why it
-    takes no jobs, and is empty while it does."""
+    """One worker. ``held`` counts the jobs it runs; ``tokens`` those that it has written since it started; ``silent_s``
+    is how long ago it last spoke; ``trouble`` says why it takes no jobs, and is empty while it does."""
 
     id: str
     name: str
@@ -36,6 +45,7 @@ class WorkerView:
     model: str
     slots: int
     held: int
+    tokens: int
     is_draining: bool
     is_alive: bool
     trouble: str
@@ -88,6 +98,7 @@ def _workers(jobs: Jobs, beats: list[tuple[str, float]], now_ms: int) -> list[Wo
             model=about.get("model", ""),
             slots=int(about.get("capacity", 0)),
             held=held,
+            tokens=int(about.get("tokens", 0)),
             is_draining=about.get("draining") == "1",
             is_alive=now_ms - beat <= alive_ms,
             trouble=about.get("trouble", ""),
@@ -118,6 +129,8 @@ def _loads(jobs: Jobs, names: list[str], workers: list[WorkerView], now_ms: int)
     loads = []
     for name, counts, rate in zip(names, answers[: 2 * len(names) : 2], answers[1 : 2 * len(names) : 2], strict=True):
         queued: dict[str, int] = {priority: depth[name, priority] for priority in PRIORITIES}
+        slots = sum(w.slots for w in workers if w.model == name and w.is_alive and not w.is_draining)
+        waiting = int(counts.get("queued", 0)) + int(counts.get("dispatched", 0))
         loads.append(
             ModelLoad(
                 model=name,
@@ -125,11 +138,20 @@ def _loads(jobs: Jobs, names: list[str], workers: list[WorkerView], now_ms: int)
                 delayed=max(0, int(counts.get("queued", 0)) - sum(queued.values())),
                 dispatched=int(counts.get("dispatched", 0)),
                 running=int(counts.get("running", 0)),
-                slots=sum(w.slots for w in workers if w.model == name and w.is_alive and not w.is_draining),
+                slots=slots,
                 per_s=_decayed(rate, now_ms),
+                eta_s=_eta_s(rate, waiting, slots),
             )
         )
     return loads
+
+
+def _eta_s(rate: dict[str, str], waiting: int, slots: int) -> float | None:
+    """How long the slots need for what waits."""
+    jobs, slot_ms = float(rate.get("jobs", 0)), float(rate.get("slot_ms", 0))
+    if not waiting:
+        return 0.0
+    return round(waiting * slot_ms / jobs / 1000 / slots, 1) if jobs and slots else None
 
 
 def _decayed(rate: dict[str, str], now_ms: int) -> float:

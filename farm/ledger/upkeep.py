@@ -24,6 +24,7 @@ class Dispatch:
     id: str
     number: int
     model: str
+    priority: str
     plain: str
 
 
@@ -120,5 +121,5 @@ class Upkeep:
 
 
 def _messages(flat: list[str]) -> list[Dispatch]:
-    quads = zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
-    return [Dispatch(job_id, int(number), model, plain) for job_id, number, model, plain in quads]
+    parts = zip(*(flat[place::5] for place in range(5)), strict=True)
+    return [Dispatch(job_id, int(number), model, priority, plain) for job_id, number, model, priority, plain in parts]

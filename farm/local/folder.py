@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ class AlreadyRunning(FarmError):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What ``farm.json`` says of a running farm. ``redis_url`` holds the password: the file is for its owner alone."""
+    """What ``farm.json`` says of a running farm. ``redis_url`` holds the password: the file is for its owner alone.
+
+    metrics: where each part answers Prometheus, by its name: worker-1, worker-2 …, system, api.
+    """
 
     redis_url: str
     flower_url: str | None
@@ -39,6 +42,7 @@ class Note:
     workers: list[str]
     model: str
     version: str
+    metrics: dict[str, str] = field(default_factory=dict)
 
 
 class Folder:

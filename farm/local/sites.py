@@ -17,7 +17,7 @@ from farm.local.server import free_port
 from farm.rest import is_installed
 from farm.settings import Settings
 
-FLOWER_STOP_S = 3.0
+FLOWER_STOP_S = 5.0  # it saves what it has seen
 STOP_MARGIN_S = 2.0
 
 
@@ -33,6 +33,7 @@ class Site:
     rank: int
     stop_s: float
     url: str | None = None
+    metrics_port: int = 0
 
     def part(self, settings: Settings, log_path: Path) -> Program:
         """What the supervisor starts."""
@@ -60,7 +61,11 @@ class Site:
         wanted = settings.api if self.name == "api" else settings.flower
         port = free_port(wanted.port)
         self.url = url_of(wanted.host, port)
-        return child_environ(with_values(settings, **{self.name: {"port": port}}))
+        changed = with_values(settings, **{self.name: {"port": port}})
+        if self.name == "api":
+            self.metrics_port = free_port(self.metrics_port)
+            changed = with_values(changed, telemetry={"port": self.metrics_port})
+        return child_environ(changed)
 
 
 def flower_site() -> Site:

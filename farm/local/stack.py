@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from farm import __version__, keys
 from farm.connection import address, connect, our_errors
 from farm.errors import FarmError, SettingsError
+from farm.listening import url_of
 from farm.local.environ import child_environ, with_values
 from farm.local.folder import Folder, Note
 from farm.local.parts import Program, Server
@@ -50,6 +51,7 @@ class Stack:
         self.worker_names = [f"{self._prefix()}-{number}" for number in range(1, workers + 1)]
         self.started_at = 0.0
         self._system_worker = system_worker
+        self._metrics_ports: dict[str, int] = {}
         self._sites = [*([api_site(settings)] if api else []), *([flower_site()] if flower else [])]
         self._on_event = on_event or (lambda _: None)
         self._server: EmbeddedServer | None = None
@@ -77,6 +79,13 @@ class Stack:
     def api_url(self) -> str | None:
         """Where the API is, if there is one."""
         return self._url("api")
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Where each part answers Prometheus, by its name: worker-1, worker-2 …, system, api."""
+        ports: dict[str, int] = {**self._metrics_ports, **{site.name: site.metrics_port for site in self._sites}}
+        host = self.settings.telemetry.host
+        return {part: f"{url_of(host, port)}/metrics" for part, port in ports.items() if port}
 
     @property
     def pids(self) -> dict[str, int]:
@@ -172,10 +181,10 @@ class Stack:
         with connect(self.farm_settings.redis) as client, our_errors(address(self.farm_settings.redis)):
             seconds, microseconds = client.time()
         self._started_ms = seconds * 1000 + microseconds // 1000
-        for name in self.worker_names:
-            supervisor.launch(self._worker(name, "model"))
+        for number, name in enumerate(self.worker_names, 1):
+            supervisor.launch(self._worker(name, "model", f"worker-{number}"))
         if self._system_worker:
-            supervisor.launch(self._worker(f"{self._prefix()}-system", "system"))
+            supervisor.launch(self._worker(f"{self._prefix()}-system", "system", "system"))
         self._launch_sites(supervisor)
 
     def _launch_sites(self, supervisor: Supervisor) -> None:
@@ -195,17 +204,24 @@ class Stack:
     def _url(self, name: str) -> str | None:
         return next((site.url for site in self._sites if site.name == name), None)
 
-    def _worker(self, name: str, role: Literal["model", "system"]) -> Program:
+    def _worker(self, name: str, role: Literal["model", "system"], part: str) -> Program:
+        """part: what its metrics go by."""
         settings = with_values(
             self.farm_settings,
             worker={"name": name, "role": role, "heartbeat_file": self.folder.run / f"{name}.heartbeat"},
             engine={"threads": self.settings.engine.threads or _threads_each(len(self.worker_names))},
         )
+
+        def environ() -> dict[str, str]:
+            # A part that is started again has the port that it had, if possible.
+            port = self._metrics_ports[part] = free_port(self._metrics_ports.get(part, 0))
+            return child_environ(with_values(settings, telemetry={"port": port}))
+
         return Program(
             name,
             "workers",
             self.folder.log_path(name),
-            lambda: child_environ(settings),
+            environ,
             rank=0,
             stop_s=self.settings.worker.drain_s + DRAIN_MARGIN_S,
             is_essential=True,
@@ -263,6 +279,7 @@ class Stack:
                 self.worker_names,
                 self.settings.model.id,
                 __version__,
+                self.metrics,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -46,8 +47,18 @@ class FlowerSettings(Group):
     """Where Flower listens."""
     port: int = Field(5555, ge=0, le=65535)
     """Flower's port; ``farm up`` takes a free one when it is taken."""
+    read_only: bool = False
+    """Whether its pages and its API refuse every change: revoking tasks, ending workers, sending tasks. Without a
+    password that is so anyway."""
     max_tasks: int = Field(10_000, ge=100)
-    """How many tasks Flower remembers."""
+    """How many tasks Flower remembers, about 6 kB each."""
+    max_workers: int = Field(1_000, ge=1)
+    """How many workers Flower remembers, those that are gone included."""
+    db: Path | None = None
+    """The file in which Flower keeps what it has seen, for its next start. Unset: flower.db in
+    FARM_LOCAL__STATE_DIR."""
+    save_s: float = Field(30.0, ge=1)
+    """How often it is written, besides at the end: as much is lost when Flower is killed."""
 
 
 class ApiSettings(Group):

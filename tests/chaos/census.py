@@ -20,11 +20,11 @@ from tests.integration.ledger.farmhand import Field
 
 # What a farm without jobs and workers keeps: its clocks, its sums, and what people set.
 CLOCKS = ("vtime", "vclock", "beat", "grace", "leader", "seq", "mark", "wake", "events", "full")
-SUMS = ("totals", "rate", "models", "usage", "used", "usage_days")
+SUMS = ("totals", "tally", "rate", "models", "usage", "used", "usage_days", "spent")
 SET = ("weights", "limits", "keys", "keys_used")
 LASTING = frozenset((*CLOCKS, *SUMS, *SET))
-EMPTY = frozenset(("counts", "waiting", "finished_bytes"))  # stay, and must be 0
-PASSING = frozenset(("worker", "pace"))  # go by themselves: a successor's note, a tenant's bucket
+EMPTY = frozenset(("counts", "depth", "waiting", "finished_bytes", "hooks_waiting"))  # stay, and must be 0
+PASSING = frozenset(("worker", "pace", "dropped"))  # go by themselves: a successor's note, a bucket, a late message
 DECLARED = frozenset(key.name.split(":")[0] for key in keys.KEYS)
 
 

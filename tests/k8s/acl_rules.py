@@ -31,14 +31,14 @@ KEEPING_FILES = {"file_add", "file_drop", "batch_add", "batch_cancel"}
 RUNS = {
     "producer": (SUBMITTING, CLIENT),
     "api": (
-        SUBMITTING | {"take"} | KEEPING_FILES,
-        (*CLIENT, "keyring.py", "overview.py", "tenants.py", "files.py", "batches.py"),
+        SUBMITTING | {"take", "gauges"} | KEEPING_FILES,
+        (*CLIENT, "keyring.py", "overview.py", "tenants.py", "files.py", "batches.py", "gauges.py"),
     ),
     "worker": (
         set(scripts.NAMES) - {"pieces", "take", "revive", "purge"} - KEEPING_FILES | {"file_drop"},
         (
             *("jobs.py", "upkeep.py", "attempts.py", "../../workers/host.py"),
-            *("streams.py", "watch.py", "driving.py", "batches.py", "files.py", "webhooks.py"),
+            *("streams.py", "watch.py", "driving.py", "batches.py", "files.py", "webhooks.py", "gauges.py"),
         ),
     ),
     "operator": (

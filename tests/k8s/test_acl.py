@@ -25,7 +25,7 @@ ROLES = ("producer", "api", "worker", "operator", "flower", "monitor")
 
 # Who works, who leads, whether there is memory, what goes next: no business of those who submit.
 WORKERS_ALONE = {"workers", "worker", "names", "models", "beat", "grace", "leader", "full", "vclock", "usage_days"}
-WORKERS_ALONE |= {"batch_parts", "schema"}
+WORKERS_ALONE |= {"batch_parts", "schema", "dropped"}
 # What an API keeps of those who ask it.
 APIS_ALONE = {"pace", "keys_used"}
 # Files and batches come in through an API; workers end them.

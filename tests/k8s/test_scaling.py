@@ -10,17 +10,13 @@ import pytest
 import yaml
 
 from farm.contracts import PRIORITIES, model_name
+from farm.metrics import LEDGER
 from tests.conftest import tool
 from tests.k8s.manifests import Build, Object, build
+from workers.metrics import MODEL
 
-# What workers and APIs export for it, with labels.
-METRICS = {
-    "farm_queue_depth": {"model", "priority"},
-    "farm_queue_oldest_age_seconds": {"model", "priority"},
-    "farm_jobs_in_state": {"state"},
-    "farm_e2e_seconds": set(),
-    "farm_queue_time_seconds": set(),
-}
+# What workers and APIs export, with labels.
+METRICS = {family.name: set(family.labels) for family in (*LEDGER, *MODEL)}
 PARTS = ("_sum", "_count", "_bucket")
 PODS = ("system-a", "system-b", "worker-a")
 
@@ -51,7 +47,11 @@ def _depths(high: int, normal: int, low: int) -> dict[str, str]:
 
 
 def _running(jobs: int) -> dict[str, str]:
-    return {f'farm_jobs_in_state{{state="running",pod="{pod}"}}': f"{jobs}x60" for pod in PODS}
+    return {
+        f'farm_jobs_in_state{{model="{model}",state="running",pod="{pod}"}}': f"{count}x60"
+        for pod in PODS
+        for model, count in (("bloom-7b1", jobs), ("other", 1000))
+    }
 
 
 # Two workers, each ending a job a second: 25 s from end to end, 15 s of that in the queue.

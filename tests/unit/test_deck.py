@@ -26,8 +26,9 @@ def job(name: str, proof: int = 0, kept: int = 0) -> Aboard:
         request=Request(prompt="x"),
         deadline_s=None,
         is_plain=False,
-        created_at=0.0,
         tenant="t",
+        age_s=0.0,
+        was_aboard=False,
         kept=[(0, "")] * kept,
     )
     return Aboard.of(claim)

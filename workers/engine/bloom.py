@@ -53,6 +53,7 @@ class Bloom:
             load_s=round(time.perf_counter() - started, 3),
             tokenizer=str(checkpoint.tokenizer),
             kernels=self._placement.kernels,
+            dtype=precision,
         )
 
     @property

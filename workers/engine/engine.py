@@ -20,6 +20,7 @@ from workers.engine.pacer import Pacer
 from workers.engine.protocol import Add, Admitted, Emitted, Event, Failed, Finished, FinishReason, Ready, Stats, Token
 from workers.engine.scheduler import Scheduler, Step
 from workers.engine.sequence import Sequence
+from workers.engine.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +111,8 @@ class Engine:
         self._in_flight: deque[Step] = deque()
         self._out_of_memory = 0
         self._steps_since_shortage = 0
-        self._prefilled = 0
-        self.generated = 0
-        """Tokens that were sampled since the start, those of jobs that were gone by then too."""
+        self._tally = Tally()
+        self._now = clock()
         self._live: dict[str, Live] = {}
         self._events: list[Event] = []
 
@@ -120,6 +120,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do or say something."""
         return bool(self._live or self._events)
+
+    @property
+    def generated(self) -> int:
+        """Tokens that were sampled since the start, those of jobs that were gone by then too."""
+        return self._tally.sampled
 
     @property
     def running(self) -> int:
@@ -155,20 +160,28 @@ class Engine:
     @property
     def stats(self) -> Stats:
         """Counts since the start, and what is in use now."""
+        tally = self._tally
         return Stats(
             kv_tokens=self._scheduler.kv.used,
             preemptions=self._scheduler.preemptions,
             out_of_memory=self._out_of_memory,
             cached_prompt_tokens=self._scheduler.cached_tokens,
-            prefilled_tokens=self._prefilled,
-            generated_tokens=self.generated,
+            prompt_tokens=tally.prompt,
+            resumed_tokens=tally.resumed,
+            recomputed_tokens=tally.recomputed,
+            generated_tokens=tally.sampled,
+            ending_tokens=tally.endings,
+            batch_sizes=tuple(tally.batch_sizes.counts),
+            decoded_rows=tally.batch_sizes.total,
+            step_seconds=tuple(tally.step_seconds.counts),
+            computing_s=round(tally.step_seconds.total, 6),
         )
 
     def step(self) -> list[Event]:
         """Compute one step and return what happened. Any exception means that the engine is lost."""
         self.steps += 1
-        now = self._clock()
-        for sequence in self._scheduler.overdue(now):
+        self._now = self._clock()
+        for sequence in self._scheduler.overdue(self._now):
             self._retire(self._live[sequence.id], "expired")
         self._fill()
         if self._in_flight:
@@ -205,10 +218,9 @@ class Engine:
         """Take in the oldest step. What it gave to sequences that are gone by now is nobody's."""
         step = self._in_flight.popleft()
         sampled = step.sampled
+        self._tally.note(step, result.seconds)
         self._scheduler.complete(step)
         self._pacer.observe(step, result.seconds)
-        self._prefilled += sum(chunk.count for chunk in step.chunks)
-        self.generated += len(sampled)
         for sequence, pick in zip(sampled, result.picks, strict=True):
             live = self._live.get(sequence.id)
             if live is not None and live.sequence is sequence:
@@ -253,6 +265,7 @@ class Engine:
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.model.eos_ids),
             deadline=None if add.deadline_s is None else self._clock() + add.deadline_s,
             scope=add.scope,
+            is_resumed=add.was_computed,
         )
         return Live(sequence, Detokenizer(self.model.pieces(), params.stop), add.resume)
 
@@ -268,8 +281,11 @@ class Engine:
             self._fail(live, "not_finite", "the model's logits are not finite numbers; use dtype float32 or bfloat16")
             return
         if pick.token in live.sequence.stop_ids and live.sequence.may_stop:
+            self._tally.endings += 1
             self._retire(live, "stop")
             return
+        if live.first_at is None:
+            live.first_at = self._now
         text = live.push(pick.token)
         self._events.append(Emitted(live.sequence.id, [Token(pick.token, text, pick.logprob, pick.top)]))
         if live.detokenizer.stopped:
@@ -279,7 +295,8 @@ class Engine:
 
     def _retire(self, live: Live, reason: FinishReason) -> None:
         self._drop(live)
-        self._events.append(Finished(live.sequence.id, reason, live.detokenizer.flush()))
+        decode_s = 0.0 if live.first_at is None else round(self._now - live.first_at, 6)
+        self._events.append(Finished(live.sequence.id, reason, live.detokenizer.flush(), decode_s))
 
     def _fail(self, live: Live, code: str, message: str, *, retryable: bool = False) -> None:
         self._drop(live)

@@ -8,13 +8,15 @@ from workers.engine.detokenizer import Detokenizer
 from workers.engine.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Live:
-    """A sequence, its text, and ``resume``: what earlier attempts generated."""
+    """A sequence, its text, and ``resume``: what earlier attempts generated. ``first_at`` is when it got its first new
+    token, by the engine's clock."""
 
     sequence: Sequence
     detokenizer: Detokenizer
     resume: list[int]
+    first_at: float | None = None
 
     def push(self, token: int) -> str:
         """Append a token and return the text that became certain."""

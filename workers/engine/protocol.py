@@ -46,6 +46,7 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class Add:
     """Generate for one job. ``resume`` holds the tokens that earlier attempts checkpointed; ``deadline_s`` is from now.
+    ``was_computed``: an earlier attempt has computed the prompt, so that to do so again is the price of its end.
 
     Only jobs of one ``scope`` share what was computed for equal beginnings of their prompts.
     Adding an id that is still being generated starts it anew.
@@ -57,6 +58,7 @@ class Add:
     resume: list[int] = field(default_factory=list)
     deadline_s: float | None = None
     scope: str = ""
+    was_computed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,15 @@ class Emitted:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The job's last word. ``tail`` is text held back until now (it might have become a stop string)."""
+    """The job's last word. ``tail`` is text held back until now (it might have become a stop string).
+
+    ``decode_s`` is the time from its first new token to its last one.
+    """
 
     id: str
     reason: FinishReason
     tail: str = ""
+    decode_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,7 @@ class Ready:
     """The model is loaded. ``context`` and ``kv_tokens`` count tokens; ``tokenizer`` is the path of tokenizer.json.
 
     The synthetic engine has no tokenizer: its path is empty. ``kernels`` says for people what computes, and in how many
-    stages.
+    stages; ``dtype`` in which precision.
     """
 
     slots: int
@@ -139,6 +145,7 @@ class Ready:
     load_s: float
     tokenizer: str
     kernels: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +167,24 @@ class Stats:
 
     ``preemptions`` counts sequences that gave their memory back, ``out_of_memory`` steps that found none to compute in,
     ``cached_prompt_tokens`` prompt tokens that were not computed because another prompt began with them.
-    ``prefilled_tokens`` were computed as part of a prompt or of what an earlier attempt generated; ``generated_tokens``
-    were sampled.
+    ``prompt_tokens``, ``resumed_tokens`` and ``recomputed_tokens`` were prefilled, ``generated_tokens`` sampled; of
+    these, ``ending_tokens`` ended a text: see ``workers.engine.tally``. The last four are counts by bucket, and sums,
+    of decode steps by their rows and of all steps by their seconds.
     """
 
     kv_tokens: int = 0
     preemptions: int = 0
     out_of_memory: int = 0
     cached_prompt_tokens: int = 0
-    prefilled_tokens: int = 0
+    prompt_tokens: int = 0
+    resumed_tokens: int = 0
+    recomputed_tokens: int = 0
     generated_tokens: int = 0
+    ending_tokens: int = 0
+    batch_sizes: tuple[int, ...] = ()
+    decoded_rows: float = 0
+    step_seconds: tuple[int, ...] = ()
+    computing_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +226,8 @@ def _pack(message: Command | Message | Event) -> list[Any]:
         return ["Report", message.steps, message.running, message.waiting, events, _values(message.stats)]
     if isinstance(message, Add):
         params = _values(message.params)
-        return ["Add", message.id, message.prompt, params, message.resume, message.deadline_s, message.scope]
+        rest = (message.resume, message.deadline_s, message.scope, message.was_computed)
+        return ["Add", message.id, message.prompt, params, *rest]
     return [type(message).__name__, *_values(message)]
 
 
@@ -224,12 +240,17 @@ def _unpack(body: list[Any]) -> Any:
     if kind == "Emitted":
         return Emitted(values[0], [_token(*token) for token in values[1]])
     if kind == "Report":
-        return Report(values[0], values[1], values[2], [_unpack(event) for event in values[3]], Stats(*values[4]))
+        events, stats = map(_unpack, values[3]), (tuple(v) if isinstance(v, list) else v for v in values[4])
+        return Report(values[0], values[1], values[2], [*events], _stats(*stats))
     if kind == "Add":
         params = dict(zip(_FIELDS[SamplingParams], values[2], strict=True))
         params["stop"], params["stop_token_ids"] = tuple(params["stop"]), tuple(params["stop_token_ids"])
         return Add(values[0], values[1], SamplingParams(**params), *values[3:])
     return _FLAT[kind](*values)
+
+
+def _stats(*values: Any) -> Stats:
+    return Stats(*values)
 
 
 def _token(id: int, text: str, logprob: float | None = None, top: list[list[Any]] | None = None) -> Token:

@@ -154,6 +154,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.kv.release(sequence)
+        sequence.peak = max(sequence.peak, sequence.computed)
         sequence.computed = 0
         sequence.in_flight = False
         insort(self.waiting, sequence, key=_age)

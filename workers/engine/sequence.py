@@ -30,7 +30,8 @@ class Sequence:
     ``tokens`` is prompt, resumed and new tokens in a row; the first ``computed`` of them are in the KV cache, at
     ``place``. ``stop_ids`` end the text; ``deadline`` is a reading of the monotonic clock in seconds. ``scope`` parts
     those who may share cached prefixes. ``arrival`` orders sequences by age. A sequence is in flight while a step that
-    computes tokens of it has not been collected.
+    computes tokens of it has not been collected. ``peak`` is how many tokens had been computed when it was preempted
+    last; ``is_resumed``: an earlier attempt has computed its prompt.
     """
 
     id: str
@@ -44,6 +45,8 @@ class Sequence:
     computed: int = 0
     place: Place | None = None
     in_flight: bool = False
+    peak: int = 0
+    is_resumed: bool = False
     block_names: list[bytes] = field(default_factory=list, repr=False)
     counts: Counter[int] | None = field(default=None, repr=False)
 

@@ -25,6 +25,8 @@ class Called:
     status: int | None
     error: str | None = None
     retry_after_s: float = 0.0
+    is_refused: bool = False
+    """Nothing was sent: this is no address to call."""
 
 
 class Caller:
@@ -45,7 +47,7 @@ class Caller:
         except (TimeoutError, httpcore2.TimeoutException):
             return Called(None, "no answer in time")
         except TargetRefused as error:
-            return Called(None, error.problem)
+            return Called(None, error.problem, is_refused=True)
         except httpcore2.ConnectError as error:
             return Called(None, _reason(error.args[0] if error.args else None))
         except (httpcore2.NetworkError, httpcore2.ProtocolError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from farm.ledger.jobs import Jobs
 from workers.system.batches import BatchDriver
 from workers.system.janitor import Janitor
@@ -16,6 +18,11 @@ class Chores:
         self._batches = BatchDriver(jobs, worker)
         self._webhooks = WebhookSender(jobs)
         self._janitor = Janitor(jobs)
+
+    @property
+    def webhook_outcomes(self) -> Mapping[str, int]:
+        """How many calls of webhooks went how."""
+        return self._webhooks.outcomes
 
     def start(self) -> None:
         self._batches.start()

@@ -45,8 +45,11 @@ class WebhookSender:
         self._batches = Batches(jobs)
         self._egress = egress or Egress(self._settings.allowed)
         self._stopped = threading.Event()
+        self._counting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
         self._busy: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        """Calls made so far: ok, failed, gone or refused."""
 
     def start(self) -> None:
         self._thread.start()
@@ -150,10 +153,13 @@ class WebhookSender:
 
     def _note(self, due: Due, called: Called, duration_s: float) -> None:
         outcome: Outcome = "retry"
+        word = "refused" if called.is_refused else "failed"
         if called.status is not None and 200 <= called.status < 300:
-            outcome = "delivered"
+            outcome, word = "delivered", "ok"
         elif called.status == GONE:
-            outcome = "refused"
+            outcome, word = "refused", "gone"
+        with self._counting:
+            self.outcomes[word] += 1
         state = self._outbox.note(
             due,
             outcome,

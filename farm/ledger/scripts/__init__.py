@@ -23,6 +23,7 @@ FLAGS = {
     "batch_add": "",
     "position": " flags=no-writes",
     "pieces": " flags=no-writes",
+    "gauges": " flags=no-writes",
 }
 NAMES = (
     "submit",
@@ -52,6 +53,7 @@ NAMES = (
     "revive",
     "purge",
     "tidy",
+    "gauges",
 )
 
 

@@ -2,10 +2,11 @@
 -- A job goes on from its tokens only where the model that they are of is served; elsewhere, and if nobody noted which
 -- that was, it begins anew: no answer is made of two revisions.
 -- Touches: job:, out:, dispatched, delayed, running, held:, worker:, counts:, waiting, waiting_jobs, waiting_tokens,
---   deadlines, history:, totals, and what an end touches.
+--   deadlines, dropped:, history:, totals, and what an end touches.
 -- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms, most strikes, most losses.
--- Returns {'claimed', request, attempt, retries, proof, ms to the deadline or '', plain, created, tenant,
---     token entries...}; proof is 0, or how many new tokens clear a job that is on trial,
+-- Returns {'claimed', request, attempt, retries, proof, ms to the deadline or '', plain, tenant, ms since it was
+--     submitted, '1' if an engine has had it before, token entries...}; proof is 0, or how many new tokens clear a job
+--     that is on trial,
 --   {'ended', state}, or {'stale'}, {'unknown'}, {'unregistered'}, {'draining'}, {'unable'}, {'suspect'}, {'newer'}:
 --   nothing to do. A job of a newer schema than ours waits for a worker that knows it.
 --   A worker is unable while it says that it has room for none.
@@ -13,23 +14,31 @@ local id, number, worker, nonce = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local NEWER_WAIT = 2000
 local limits = {strikes = tonumber(ARGV[8]), losses = tonumber(ARGV[9])}
 local job = load(id)
-if not job then return {'unknown'} end
+
+-- A message that is of no use, counted once however often this call is repeated.
+local function drop(reason, answer)
+  if redis.call('SET', P .. 'dropped:' .. nonce, reason, 'NX', 'PX', 60000) then total('dropped:' .. reason) end
+  return answer or {reason}
+end
+
+if not job then return drop('unknown') end
 
 local function granted(attempt)
   local more = redis.call('HMGET', key_job(id), 'request', 'created')
   local left = job.deadline > 0 and int(math.max(0, job.deadline - NOW)) or ''
   local needed = is_on_trial(job, limits) and proof(job) or 0
-  local answer = {'claimed', more[1], int(attempt), int(job.retries), int(needed), left, job.plain or '', more[2], job.tenant}
+  local answer = {'claimed', more[1], int(attempt), int(job.retries), int(needed), left, job.plain or '', job.tenant,
+    int(NOW - more[2]), job.prompt_tokens > 0 and '1' or '0'}
   for _, entry in ipairs(redis.call('LRANGE', key_out(id), 0, -1)) do answer[#answer + 1] = entry end
   return answer
 end
 
-if has_ended(job) then return {'ended', job.state} end
+if has_ended(job) then return drop('ended', {'ended', job.state}) end
 if job.state == 'running' and job.nonce == nonce then return granted(job.attempt) end
-if job.state ~= 'dispatched' or job.dispatch ~= number then return {'stale'} end
+if job.state ~= 'dispatched' or job.dispatch ~= number then return drop('stale') end
 if job.schema > READS then
   requeue(job, NOW + NEWER_WAIT)
-  return {'newer'}
+  return drop('newer')
 end
 if job.deadline > 0 and job.deadline <= NOW then
   announce({finish(job, 'expired', tonumber(ARGV[6]), 'deadline', {'finish_reason', 'expired'})})

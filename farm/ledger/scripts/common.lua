@@ -55,6 +55,9 @@ end
 
 local function count(model, state, delta) redis.call('HINCRBY', P .. 'counts:' .. model, state, delta) end
 
+-- Count jobs that wait for their turn at a priority of a model.
+local function waiting_at(model, priority, jobs) redis.call('HINCRBY', P .. 'depth:' .. model, priority, jobs) end
+
 -- Count jobs and tokens that wait for their turn: all jobs, and a tenant's. A tenant without any is forgotten.
 local function waiting(tenant, jobs, tokens)
   if redis.call('INCRBY', P .. 'waiting', jobs) < 0 then redis.call('SET', P .. 'waiting', '0') end
@@ -77,6 +80,7 @@ local function limits_of(tenant)
 end
 
 local function total(name, delta) redis.call('HINCRBY', P .. 'totals', name, delta or 1) end
+local function tally(what, model, delta) redis.call('HINCRBY', P .. 'tally', what .. ':' .. model, delta or 1) end
 local function is_registered(worker) return redis.call('HEXISTS', key_worker(worker), 'name') == 1 end
 
 -- Append token entries ARGV[first..last]; returns their bytes.
@@ -174,8 +178,11 @@ local function leave(job, stays)
     redis.call('SREM', key_held(job.worker), job.id)
   end
   count(job.model, job.state, -1)
-  if waited and not stays then waiting(job.tenant, -1, -job.cost) end
-  if stays and not waited then waiting(job.tenant, 1, job.cost) end
+  local change = waited and not stays and -1 or stays and not waited and 1 or 0
+  if change ~= 0 then
+    waiting(job.tenant, change, change * job.cost)
+    waiting_at(job.model, job.priority, change)
+  end
 end
 
 local function remember(job, entry)
@@ -222,9 +229,20 @@ local function today()
     of_year - floor((153 * march + 2) / 5) + 1)
 end
 
--- What a job took, on its tenant's account of the day that it ends.
+-- What a job took, on its tenant's account of the day that it ends, and on its model's for good.
 local function account(job, state, tokens)
   local day = today()
+  local prompt_tokens = math.max(0, job.prompt_tokens)
+  tally(state, job.model)
+  for what, count in pairs({prompt = prompt_tokens, completion = tokens, resumed = job.base}) do
+    if count > 0 then tally(what, job.model, count) end
+  end
+  if prompt_tokens + tokens > 0 then
+    -- No tenant's name holds a bracket.
+    redis.call('ZINCRBY', P .. 'spent:' .. day, prompt_tokens + tokens, '(all)')
+    redis.call('ZINCRBY', P .. 'spent:' .. day, prompt_tokens + tokens, job.tenant)
+    redis.call('EXPIRE', P .. 'spent:' .. day, 172800)
+  end
   local key = key_usage(job.tenant, day)
   if redis.call('HINCRBY', key, state, 1) == 1 then
     local ttl = 86400 * tonumber(redis.call('GET', P .. 'usage_days') or 400)
@@ -242,7 +260,8 @@ local function tell(key, tenant, webhook)
   local lane = tenant .. ':' .. string.match(webhook, '^%S+')
   redis.call('HSET', key, 'hook_state', 'pending', 'hook_tries', '0')
   redis.call('HINCRBY', key, 'hook_event', 1)
-  redis.call('ZADD', key_hooks(lane), NOW, string.sub(key, #P + 1))
+  local is_new = redis.call('ZADD', key_hooks(lane), NOW, string.sub(key, #P + 1))
+  redis.call('INCRBY', P .. 'hooks_waiting', is_new)
   redis.call('ZADD', P .. 'webhooks', 'LT', NOW, lane)
 end
 
@@ -322,7 +341,6 @@ local function lose(jobs, reason, limits, is_alive)
     end
     redis.call('HSET', key_job(job.id), 'strikes', job.strikes, 'losses', job.losses)
     record_attempt(job, reason)
-    total('released:' .. reason)
     if is_sure and (job.strikes >= limits.strikes or job.losses >= limits.losses) then
       local why = job.strikes >= limits.strikes
         and ('its worker or engine died ' .. job.strikes .. ' times before it gave a token')
@@ -331,6 +349,7 @@ local function lose(jobs, reason, limits, is_alive)
       lines[#lines + 1] = finish(job, 'dead', limits.retention, reason,
         {'error', cjson.encode({code = 'job_dead', message = why, retryable = false})})
     else
+      total('released:' .. reason)
       requeue(job, NOW)
     end
   end

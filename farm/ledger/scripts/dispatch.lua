@@ -4,7 +4,7 @@
 -- `lead` tokens gets no more from priority high while another waits at normal.
 -- Touches: leader, schema, workers, worker:, held:, counts:, lanes:, queue:, vtime:, vclock:, owed:, job:, dispatched.
 -- ARGV: token, lock ms, most jobs, liveness ms, margin, unclaimed ms, lead.
--- Returns {'follower'} or {'leader', id, dispatch, model, plain headers, ...}.
+-- Returns {'follower'} or {'leader', id, dispatch, model, priority, plain headers, ...}.
 local lead_key = P .. 'leader'
 local holder = redis.call('GET', lead_key)
 if is_beyond_us() or holder and holder ~= ARGV[1] then return {'follower'} end
@@ -61,7 +61,7 @@ for model, free in pairs(room) do
         charge(job, job.cost)
         owe(job, job.cost)
       end
-      for _, value in ipairs({job.id, int(job.dispatch + 1), model, job.plain or ''}) do answer[#answer + 1] = value end
+      for _, value in ipairs({job.id, int(job.dispatch + 1), model, level, job.plain or ''}) do answer[#answer + 1] = value end
       free, most = free - 1, most - 1
     end
   end

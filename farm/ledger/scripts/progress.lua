@@ -2,10 +2,10 @@
 -- Touches: beat, grace, workers, worker:, job:, out:, running, events.
 -- ARGV: worker, capacity, draining 0|1, stall ms, lease ms, trouble or '', then for each job: id, nonce, index of the
 --   first entry, prompt tokens or 0, number of entries, the entries.
--- Returns {'ok' | 'unregistered', then for each job: 'ok' | 'gap' | 'lost', number of tokens kept}.
+-- Returns {'ok' | 'unregistered', then for each job: 'ok' | 'gap' | 'lost:<its state>', number of tokens kept}.
 local worker, lease = ARGV[1], tonumber(ARGV[5])
 beat(tonumber(ARGV[4]), lease)
-local answer, lines, leases = {'ok'}, {}, {}
+local answer, lines, leases, added = {'ok'}, {}, {}, 0
 if not is_registered(worker) then
   answer[1] = 'unregistered'
 else
@@ -18,7 +18,7 @@ while i <= #ARGV do
   local id, nonce, from, prompt_tokens, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 4])
   local seen = redis.call('HMGET', key_job(id), 'state', 'nonce', 'losses', 'base', 'strikes', 'prompt_tokens', 'probation')
   local have = redis.call('LLEN', key_out(id))
-  local word = 'lost'
+  local word = 'lost:' .. (seen[1] or '')
   if seen[1] == 'running' and seen[2] == nonce then
     word = from <= have and 'ok' or 'gap'
     leases[#leases + 1] = NOW + lease
@@ -28,6 +28,7 @@ while i <= #ARGV do
     if word == 'ok' and first <= last then
       redis.call('HINCRBY', key_job(id), 'bytes', append(id, first, last))
       have = have + last - first + 1
+      added = added + last - first + 1
       -- Written only where it changes something: this runs for every job many times a second.
       if tonumber(seen[5] or 0) > 0 then redis.call('HSET', key_job(id), 'strikes', '0') end
       if tonumber(seen[3] or 0) > 0 and have - tonumber(seen[4] or 0) >= PROOF then
@@ -47,5 +48,6 @@ end
 for k = 1, #leases, PIECE do
   redis.call('ZADD', P .. 'running', unpack(leases, k, math.min(k + PIECE - 1, #leases)))
 end
+if added > 0 and is_registered(worker) then redis.call('HINCRBY', key_worker(worker), 'tokens', added) end
 announce(lines)
 return answer

@@ -27,7 +27,10 @@ else
     else
       record_attempt(job, reason)
       total('released:' .. reason)
-      if kind == 'retry' then redis.call('HINCRBY', key_job(job.id), 'retries', 1) end
+      if kind == 'retry' then
+        total('retried')
+        redis.call('HINCRBY', key_job(job.id), 'retries', 1)
+      end
       requeue(job, NOW + tonumber(ARGV[5]))
     end
   end

@@ -3,7 +3,7 @@
 -- tenant pays for what is generated from now on. It is let in whatever waits. Nobody's claim is good any more.
 -- A repetition under the same token gets the same answer.
 -- Touches: job:, out:, history:, dead, finished, finished_bytes, undelivered, deadlines, queue:, lanes:, vtime:, vclock:,
---   counts:, waiting, waiting_jobs, waiting_tokens, totals, wake.
+--   counts:, depth:, waiting, waiting_jobs, waiting_tokens, totals, wake.
 -- ARGV: token of this call, drop tokens 0|1, then ids.
 -- Returns for each job: revived, else its state, or ''.
 local token, is_fresh = ARGV[1], ARGV[2] == '1'
@@ -33,6 +33,7 @@ local function revive(job)
     reason = is_fresh and 'restarted_by_hand' or 'retried_by_hand'})
   count(job.model, 'queued', 1)
   waiting(job.tenant, 1, job.cost)
+  waiting_at(job.model, job.priority, 1)
   put_in_queue(job)
 end
 

@@ -1,5 +1,5 @@
 -- Accept jobs, all of a call's or none, or each by itself: write each once and queue it. Repeating it changes nothing.
--- Touches: job:, queue:, lanes:, vtime:, vclock:, deadlines, counts:, totals, seq, wake, full, limits, waiting,
+-- Touches: job:, queue:, lanes:, vtime:, vclock:, deadlines, counts:, depth:, totals, tally, seq, wake, full, limits, waiting,
 --   waiting_jobs, waiting_tokens, jobs:, rate:.
 -- ARGV: most jobs waiting in all, most jobs and most tokens of a tenant without limits of its own ('' for any number),
 --   '1' for each by itself, what the caller has still to send after this call, which must fit too, as JSON
@@ -95,11 +95,15 @@ for _, i in ipairs(fresh) do
     redis.call('ZADD', P .. 'deadlines', NOW + deadline, job.id)
   end
   put_in_queue(job)
+  waiting_at(job.model, job.priority, 1)
   local listed = asked[job.tenant].listed
   listed[#listed + 1] = seq
   listed[#listed + 1] = job.id
 end
-for model, jobs in pairs(models) do count(model, 'queued', jobs) end
+for model, jobs in pairs(models) do
+  count(model, 'queued', jobs)
+  tally('submitted', model, jobs)
+end
 for tenant, sum in pairs(asked) do
   waiting(tenant, sum.jobs, sum.tokens)
   redis.call('ZADD', key_jobs(tenant), unpack(sum.listed))

@@ -1,11 +1,11 @@
 -- What time brings: leases end, waits end, deadlines pass, unclaimed messages go out again, old results go.
 -- Repeating it is harmless. At most `most` jobs of each kind a call.
--- Touches: leader, schema, beat, grace, running, delayed, deadlines, dispatched, undelivered, finished, finished_bytes, dead,
---   jobs:, usage_days, workers, worker:, held:, names, and what a loss or an end touches.
+-- Touches: leader, schema, beat, grace, running, delayed, deadlines, dispatched, undelivered, finished, finished_bytes,
+--   dead, totals, jobs:, usage_days, workers, worker:, held:, names, and what a loss or an end touches.
 -- ARGV: token, lock ms, most, stall ms, lease ms, retention ms, most strikes, most losses, unclaimed ms, most finished,
 --   most finished bytes, days to keep usage for.
 -- Returns {'follower'} or {'leader', leases ended, deadlines passed, published again, then for each message to publish:
---   id, dispatch number, model, plain headers}.
+--   id, dispatch number, model, priority, plain headers}.
 local holder = redis.call('GET', P .. 'leader')
 if is_beyond_us() or holder and holder ~= ARGV[1] then return {'follower'} end
 redis.call('SET', P .. 'leader', ARGV[1], 'PX', ARGV[2])
@@ -21,7 +21,8 @@ local function due(key, upto)
 end
 local function say(new) for _, line in ipairs(new) do lines[#lines + 1] = line end end
 local function publish(job)
-  for _, value in ipairs({job.id, int(job.dispatch), job.model, job.plain or ''}) do answer[#answer + 1] = value end
+  local parts = {job.id, int(job.dispatch), job.model, job.priority, job.plain or ''}
+  for _, part in ipairs(parts) do answer[#answer + 1] = part end
 end
 
 for _, id in ipairs(due('deadlines')) do
@@ -59,6 +60,7 @@ if NOW >= tonumber(redis.call('GET', P .. 'grace') or 0) then
     if not is_alive then
       for _, id in ipairs(redis.call('SMEMBERS', key_held(worker))) do add(id) end
     end
+    total('leases_lost', #by_worker[worker])
     say(lose(by_worker[worker], 'lease_ended', limits, is_alive))
   end
 end

@@ -1,6 +1,6 @@
 -- Note how a call of a webhook went, and when to try again. Only the call that was made last counts, unless it succeeded;
 -- a repetition finds that the call is noted.
--- Touches: webhooks, hooks:, job:, batch:, totals.
+-- Touches: webhooks, hooks:, hooks_waiting, job:, batch:, totals.
 -- ARGV: job:<id> or batch:<id>, lane, number of its end, the sender's token for that call, delivered | refused | retry,
 --   ms until the next try, ms after the end at which to give up, the call as JSON without its time.
 -- Returns the state that it is in: pending, delivered, failed, or '' when there was nothing to note.
@@ -29,7 +29,7 @@ if state == 'pending' then
   redis.call('ZADD', key_hooks(lane), again, member)
   redis.call('ZADD', P .. 'webhooks', 'LT', again, lane)
 else
-  redis.call('ZREM', key_hooks(lane), member)
+  redis.call('DECRBY', P .. 'hooks_waiting', redis.call('ZREM', key_hooks(lane), member))
   if redis.call('EXISTS', key_hooks(lane)) == 0 then redis.call('ZREM', P .. 'webhooks', lane) end
   total('webhooks:' .. state)
 end

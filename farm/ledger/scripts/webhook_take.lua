@@ -1,7 +1,7 @@
 -- Take webhooks that are due, for a sender that calls them now. Those of one tenant and receiver stand in one lane; one
 -- lane and one tenant get so many calls at once and no more, so that a receiver that is slow delays nobody else's.
 -- Who is not heard of again loses what it took after `hold`. Repeating it takes others.
--- Touches: webhooks, hooks:, job:, batch:.
+-- Touches: webhooks, hooks:, hooks_waiting, job:, batch:.
 -- ARGV: the sender's token for this call, hold ms, most to take, most at once of a lane, most at once of a tenant, then
 --   the lanes that the sender is busy with, each with the number of its calls.
 -- Returns for each: job:<id> or batch:<id>, tenant, url, number of its end, how often it was tried before, lane.
@@ -22,7 +22,7 @@ local function take(lane, tenant, member)
   if kind == 'batch' then key = key_batch(id) end
   local seen = redis.call('HMGET', key, 'webhook', 'finished', 'hook_state', 'hook_tries', 'tenant', 'hook_event')
   if not seen[1] or not seen[2] or seen[3] ~= 'pending' or seen[5] ~= tenant then
-    redis.call('ZREM', key_hooks(lane), member)
+    redis.call('DECRBY', P .. 'hooks_waiting', redis.call('ZREM', key_hooks(lane), member))
     return 0
   end
   redis.call('ZADD', key_hooks(lane), NOW + hold, member)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -341,6 +342,11 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
     counted = {tenant: int(count) for tenant, count in get("waiting_tokens", {}).items()}
     assert counted == {tenant: sum(costs) for tenant, costs in by_tenant.items()}, "waiting tokens are miscounted"
     assert int(get("waiting", 0)) == len(waiting)
+    for model, levels in family("depth").items():
+        at = Counter(job["priority"] for job in waiting if job["model"] == model)
+        assert {level: int(count) for level, count in levels.items() if int(count)} == at, "depth is miscounted"
+    hooks = sum(len(members) for members in family("hooks").values())
+    assert int(get("hooks_waiting", 0)) == hooks, "webhooks are miscounted"
 
     listed = {(tenant, job_id): seq for tenant, ids in family("jobs").items() for job_id, seq in ids.items()}
     assert listed == {(job["tenant"], job_id): int(job["seq"]) for job_id, job in jobs.items()}, "lists are wrong"
@@ -369,6 +375,15 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
     assert {state: used.get(state, 0) for state in ENDED} == {state: totals.get(state, 0) for state in ENDED}
     begun = totals.get("submitted", 0) + totals.get("revived", 0)
     assert begun == over + inside, f"submitted and revived is not in flight + ended: {totals}"
+    tally: Counter[str] = Counter()
+    for name, value in get("tally", {}).items():
+        tally[name.split(":")[0]] += int(value)
+    assert {state: tally[state] for state in ENDED} == {state: totals.get(state, 0) for state in ENDED}
+    assert tally["submitted"] == totals.get("submitted", 0)
+    account = {"prompt": "prompt_tokens", "completion": "completion_tokens", "resumed": "resumed_tokens"}
+    assert {kind: tally[kind] for kind in account} == {kind: used.get(name, 0) for kind, name in account.items()}
+    for day in family("spent").values():
+        assert day.pop("(all)") == sum(day.values()), "tenants' tokens do not add up"
     weights = [int(member.split("|")[1]) for member in get("finished", {})]
     assert int(get("finished_bytes", 0)) == sum(weights), "finished_bytes is not the sum of its members"
     return jobs

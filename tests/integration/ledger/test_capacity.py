@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from farm import keys
+from farm.contracts import JobState
 from farm.ledger.attempts import Kept, Refusal
 from tests.integration.ledger.farmhand import MODEL, Field, Hand
 
@@ -122,7 +123,7 @@ def test_a_restarted_worker_frees_its_former_jobs_at_once(field: Field) -> None:
     assert [field.state(job) for job in jobs] == ["queued", "queued"]
     assert field.client.exists(keys.held(old.attempts.worker)) == 0
     assert sent(field) == 2
-    assert old.beat() == dict.fromkeys(jobs, Kept("lost", 1))
+    assert old.beat() == dict.fromkeys(jobs, Kept("lost", 1, JobState.DISPATCHED))
     assert new.attempts.register("barn", MODEL, 2, "model", None) == 0, "a repetition takes nothing"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from farm import keys
@@ -62,8 +64,11 @@ def test_a_claim_repeated_with_its_nonce_gets_the_same_answer(field: Field) -> N
     hand = field.worker()
     [message] = field.dispatch()
     first = hand.attempts.claim(message.id, message.number, "n")
+    again = hand.attempts.claim(message.id, message.number, "n")
     assert isinstance(first, Claim)
-    assert hand.attempts.claim(message.id, message.number, "n") == first
+    assert isinstance(again, Claim)
+    assert again.age_s >= first.age_s
+    assert replace(again, age_s=first.age_s) == first
     assert field.worker("mill").attempts.claim(message.id, message.number, "m") == Refusal("stale")
     assert field.view(message.id).attempt == 1
 
@@ -73,7 +78,7 @@ def test_a_message_is_good_for_one_dispatch_only(field: Field) -> None:
     [job] = field.submit()
     hand = field.worker()
     run = field.run(hand, job)
-    old = Dispatch(job, 1, "tiny-bloom", "")
+    old = Dispatch(job, 1, "tiny-bloom", "normal", "")
     hand.release("retry", "engine_error", wait_s=5)
     assert hand.claim(old) == Refusal("stale"), "a retry would start before its time"
     field.later(5_001)
@@ -89,7 +94,7 @@ def test_a_message_is_good_for_one_dispatch_only(field: Field) -> None:
 def test_a_message_of_a_job_that_is_gone_is_dropped(field: Field) -> None:
     """A redelivery after a job was trimmed does not create it again."""
     hand = field.worker()
-    assert hand.claim(Dispatch("gone", 1, "tiny-bloom", "")) == Refusal("unknown")
+    assert hand.claim(Dispatch("gone", 1, "tiny-bloom", "normal", "")) == Refusal("unknown")
     assert field.client.exists(keys.job("gone")) == 0
 
 
@@ -99,7 +104,7 @@ def test_a_message_of_a_job_that_has_ended_says_how(field: Field) -> None:
     hand = field.worker()
     field.run(hand, job)
     hand.finish(job)
-    assert hand.claim(Dispatch(job, 1, "tiny-bloom", "")) == Refusal("ended", JobState.SUCCEEDED)
+    assert hand.claim(Dispatch(job, 1, "tiny-bloom", "normal", "")) == Refusal("ended", JobState.SUCCEEDED)
 
 
 def test_a_stale_owner_changes_nothing(field: Field) -> None:
@@ -115,7 +120,7 @@ def test_a_stale_owner_changes_nothing(field: Field) -> None:
     quick.write(job, 2)
     before = {name: field.read(name) for name in (keys.job(job), keys.out(job), keys.history(job))}
     old.generate(9)
-    assert slow.attempts.progress([old.advance()], 2)[1] == [Kept("lost", 5)]
+    assert slow.attempts.progress([old.advance()], 2)[1] == [Kept("lost", 5, JobState.RUNNING)]
     assert slow.attempts.finish(old.advance(), succeeded()) is JobState.RUNNING
     assert slow.attempts.finish(old.advance(), failed()) is JobState.RUNNING
     assert slow.attempts.release([(job, old.nonce)], "lost", "engine_lost") == [None]
@@ -180,7 +185,7 @@ def test_the_first_end_stands(field: Field) -> None:
     runs = {job: field.run(hand, job) for job in (first, second)}
     assert field.jobs.cancel([first]) == [JobState.CANCELLED]
     assert hand.attempts.finish(runs[first].advance(), succeeded()) is JobState.CANCELLED
-    assert hand.beat()[first] == Kept("lost", 0), "the worker must hear of it at its next beat"
+    assert hand.beat()[first] == Kept("lost", 0, JobState.CANCELLED), "the worker must hear of it at its next beat"
     hand.finish(second)
     assert field.jobs.cancel([second, "nobody"]) == [JobState.SUCCEEDED, None]
     field.later(61_000)

@@ -47,6 +47,7 @@ def test_every_key_on_the_server_is_declared_with_its_type(field: Field) -> None
     assert drive is not None
     driving.advance(drive, Progress(total=1), ["part"], "in_progress")
     field.jobs.scripts.call("mark")
+    hand.attempts.claim("nobody", 1)
     field.client.config_set("maxmemory", int(field.client.info("memory")["used_memory"] / 0.9))
     Upkeep(field.jobs).watch_memory()
     field.client.config_set("maxmemory", 0)

@@ -11,6 +11,7 @@ from farm import keys
 from farm.ledger import dead
 from farm.ledger.attempts import Advance, Attempts
 from farm.ledger.files import Files
+from farm.ledger.gauges import read_gauges
 from farm.ledger.scripts import NAMES
 from farm.ledger.webhooks import Outbox
 from tests.integration.ledger.farmhand import FACTS, MODEL, Field, Hand, failed, succeeded, token
@@ -56,6 +57,7 @@ DEEDS: dict[str, Deed] = {
     "revive anew": lambda field, _, __: field.jobs.scripts.call("revive", "token", 1, "dead"),
     "purge": lambda field, _, __: dead.purge(field.jobs, ["dead", "nobody"]),
     "tidy": lambda field, _, __: field.keeper.tidy(),
+    "gauges": lambda field, _, __: read_gauges(field.jobs),
     "mark": lambda field, _, __: field.jobs.scripts.call("mark"),
     "pieces": lambda field, _, job: field.jobs.pieces([(job, 0), (job, 1), ("nobody", 0)]),
     "position": lambda field, _, __: field.jobs.view(_waiting(field).id, with_position=True),

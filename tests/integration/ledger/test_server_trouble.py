@@ -106,7 +106,7 @@ def test_only_what_accepts_may_be_refused_for_lack_of_memory() -> None:
     """Every script but those that accept something new, and those that only read, may run when memory is full."""
     heads = {name: source(name).splitlines()[0] for name in NAMES}
     assert {heads.pop(name) for name in ("submit", "file_add", "batch_add")} == {"#!lua"}
-    assert {heads.pop(name) for name in ("position", "pieces")} == {"#!lua flags=no-writes"}
+    assert {heads.pop(name) for name in ("position", "pieces", "gauges")} == {"#!lua flags=no-writes"}
     assert set(heads.values()) == {"#!lua flags=allow-oom"}
 
 

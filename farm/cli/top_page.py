@@ -1,0 +1,193 @@
+"""What ``farm top`` draws: one screen of a terminal, as much as there is room for. Knows no server and no keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from farm.cli.output import clock, duration
+from farm.contracts import PRIORITIES
+from farm.ledger.glance import Ended, Glance, Paces, Today
+from farm.ledger.overview import ModelLoad, WorkerView
+
+BARS = "▁▂▃▄▅▆▇█"
+SLOT_CELLS = 10
+WIDE = 110  # columns from which there is more to see
+STATES = {"succeeded": "green", "failed": "red", "dead": "red", "expired": "yellow", "cancelled": "yellow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """All that one picture is made of. ``tokens`` and ``waiting`` are earlier readings, the latest last.
+
+    problem: why nothing new came since; empty when all is well.
+    """
+
+    where: str
+    seen: Glance
+    paces: Paces
+    today: Today
+    tokens: Sequence[float]
+    waiting: Sequence[float]
+    problem: str = ""
+    is_live: bool = True
+
+
+def draw(screen: Screen, width: int, height: int) -> RenderableType:
+    """A picture of ``height`` lines at the most."""
+    farm, is_wide = screen.seen.farm, width >= WIDE
+    head = [_head(screen, width), _trend("tokens/s", screen.paces.tokens_per_s, screen.tokens, width)]
+    head += [_trend("waiting", screen.seen.waiting, screen.waiting, width), Text()]
+    foot = [Text(), *_waste(screen, width), _keys(screen)]
+    room = height - len(head) - len(foot)
+    # A heading and an empty line for each table; what is left over is for the jobs.
+    models = farm.models[: max(1, (room - 7) // 3)]
+    workers = farm.workers[: max(2, room - len(models) - 7)]
+    hidden = len(farm.workers) - len(workers)
+    parts: list[RenderableType] = [*head, _models(models, is_wide), Text()]
+    parts.append(_workers(workers, screen.paces, is_wide) if workers else _no_workers())
+    if hidden:
+        parts.append(Text(f"… and {hidden:,} more workers", style="dim"))
+    room -= len(models) + 2 + max(1, len(workers) + 1) + bool(hidden) + 1
+    parts += [Text(), *_jobs(screen.seen, room, is_wide)]
+    return Group(*parts, *foot)
+
+
+def sparkline(values: Sequence[float], cells: int) -> str:
+    """The latest values as bars, the greatest of them full height."""
+    shown = list(values)[-cells:]
+    most = max(shown, default=0.0)
+    if most <= 0:
+        return BARS[0] * len(shown)
+    return "".join(BARS[min(len(BARS) - 1, int(value / most * (len(BARS) - 0.01)))] for value in shown)
+
+
+def _head(screen: Screen, width: int) -> Text:
+    line = Text.assemble(("Bloomfarm", "bold"), f" at {screen.where}  ", (clock(screen.seen.at), "dim"))
+    pace = f"{screen.paces.jobs_per_s:,.1f} jobs/s"
+    line.append(pace.rjust(max(1, width - line.cell_len)))
+    return line
+
+
+def _trend(name: str, value: float, history: Sequence[float], width: int) -> Text:
+    label = f"{name:9}{value:>9,.0f}  "
+    return Text.assemble((label, "bold"), (sparkline(history, width - len(label)), "cyan"))
+
+
+def _models(models: Sequence[ModelLoad], is_wide: bool) -> Table:
+    more = ("jobs/s",) if is_wide else ()
+    numbers = (*PRIORITIES, "delayed", "sent", "running", "slots", *more, "empty in")
+    shown = _table("model", *numbers, right=numbers)
+    for load in models:
+        eta = duration(load.eta_s) if load.waiting else "-"
+        counts = [
+            *(load.queued[level] for level in PRIORITIES),
+            load.delayed,
+            load.dispatched,
+            load.running,
+            load.slots,
+        ]
+        paces = [f"{load.per_s:.1f}"] if is_wide else []
+        shown.add_row(Text(load.model), *(f"{count:,}" for count in counts), *paces, eta)
+    return shown
+
+
+def _workers(workers: Sequence[WorkerView], paces: Paces, is_wide: bool) -> Table:
+    more = ("model", "tokens") if is_wide else ()
+    shown = _table("worker", "state", "slots", "", "tokens/s", *more, "up", right=("", "tokens/s", "tokens", "up"))
+    for worker in workers:
+        is_model = worker.role == "model"
+        share = min(1.0, worker.held / worker.slots) if worker.slots else 0.0
+        full = round(share * SLOT_CELLS)
+        bar = Text("█" * full, style="cyan").append("░" * (SLOT_CELLS - full), style="dim")
+        pace = f"{paces.workers.get(worker.id, 0):,.0f}"
+        extra: list[RenderableType] = (
+            [Text(worker.model or "-"), f"{worker.tokens:,}" if is_model else "-"] if is_wide else []
+        )
+        shown.add_row(
+            Text(worker.name),
+            _state(worker),
+            bar if is_model else Text(worker.role, style="dim"),
+            f"{worker.held}/{worker.slots}" if is_model else "",
+            pace if is_model else "-",
+            *extra,
+            duration(worker.up_s),
+        )
+    return shown
+
+
+def _state(worker: WorkerView) -> Text:
+    if not worker.is_alive:
+        return Text(f"silent {duration(worker.silent_s)}", style="red")
+    if worker.is_draining:
+        return Text("draining", style="yellow")
+    if worker.trouble:
+        return Text(worker.trouble, style="red" if "failing" in worker.trouble else "yellow")
+    return Text("ready", style="green")
+
+
+def _no_workers() -> Text:
+    return Text("No workers: what is queued waits. Start one: farm worker", style="yellow")
+
+
+def _jobs(seen: Glance, room: int, is_wide: bool) -> list[RenderableType]:
+    """The jobs that ended last, as many as ``room`` lines hold with their heading."""
+    if not seen.recent:
+        words = "No job has ended yet." if seen.farm.totals.get("submitted") else "No jobs yet. In another terminal:"
+        lines: list[RenderableType] = [Text(words)]
+        if not seen.farm.totals.get("submitted"):
+            lines.append(Text('  farm submit "Once upon a time" --stream', style="bold"))
+        return lines
+    if room < 2:
+        return []
+    more = ("tenant", "priority", "model") if is_wide else ()
+    shown = _table("ended last", "state", "tokens", "queued", "ran", "worker", *more, right=("tokens", "queued", "ran"))
+    for job in seen.recent[: room - 1]:
+        extra: list[RenderableType] = [Text(job.tenant), job.priority, Text(job.model)] if is_wide else []
+        shown.add_row(*_job(job), *extra)
+    return [shown]
+
+
+def _job(job: Ended) -> list[RenderableType]:
+    times = [duration(job.queued_s), duration(job.run_s)]
+    state = Text(job.state, style=STATES.get(job.state, ""))
+    return [Text(job.id), state, f"{job.tokens:,}", *times, Text(job.worker or "-")]
+
+
+def _waste(screen: Screen, width: int) -> list[RenderableType]:
+    released, used, totals = screen.seen.released, screen.today, screen.seen.farm.totals
+    told = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in released.items()) or "none"
+    ends = ", ".join(f"{totals[name]:,} {name}" for name in STATES if totals.get(name)) or "none"
+    lines = [
+        Text.assemble(("ended     ", "bold"), ends),
+        Text.assemble(("put back  ", "bold"), told),
+        Text.assemble(
+            ("today     ", "bold"),
+            f"{used.completion_tokens:,} tokens generated, {used.prompt_tokens:,} of prompts, "
+            f"{used.resumed_tokens:,} kept over a loss",
+        ),
+    ]
+    if screen.seen.dead:
+        lines[0].append(f"; {screen.seen.dead:,} dead to look at: farm dead list", style="red")
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
+    return [*lines]
+
+
+def _keys(screen: Screen) -> Text:
+    if screen.problem:
+        return Text(screen.problem, style="bold red", overflow="ellipsis", no_wrap=True)
+    return Text("q quits" if screen.is_live else "", style="dim")
+
+
+def _table(*columns: str, right: tuple[str, ...]) -> Table:
+    """A table whose rows are one line each, however narrow the terminal."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        is_number = column in right
+        made.add_column(column, justify="right" if is_number else "left", no_wrap=True, overflow="ellipsis")
+    return made

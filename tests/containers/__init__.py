@@ -1,0 +1,1 @@
+"""Images and compose.yaml: read, built, run."""
