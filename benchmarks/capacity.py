@@ -101,16 +101,16 @@ def tables(found: dict[str, Any]) -> str:
         f"for room, at most 50 a second, takes {look_us:,} µs when there are {crowd} workers.",
     ]
     rows = (
-        ("workers", ",.0f"),
-        ("jobs_per_s", ",.0f"),
-        ("tokens_per_s", ",.0f"),
-        ("cores", ",.2g"),
-        ("servers", ",.0f"),
-        ("commands_per_s", ",.0f"),
-        ("in_mb_per_s", ",.3g"),
-        ("out_mb_per_s", ",.3g"),
-        ("file_mb_per_s", ",.3g"),
-        ("hour_of_results_gb", ",.3g"),
+        "workers",
+        "jobs_per_s",
+        "tokens_per_s",
+        "cores",
+        "servers",
+        "commands_per_s",
+        "in_mb_per_s",
+        "out_mb_per_s",
+        "file_mb_per_s",
+        "hour_of_results_gb",
     )
     labels = (
         "workers",
@@ -133,8 +133,8 @@ def tables(found: dict[str, Any]) -> str:
         "|---" * (len(GPUS) + 1) + "|",
     ]
     more += [
-        f"| {label} | " + " | ".join(format(one[name], form) for one in needs) + " |"
-        for label, (name, form) in zip(labels, rows, strict=True)
+        f"| {label} | " + " | ".join(_figure(one[name]) for one in needs) + " |"
+        for label, name in zip(labels, rows, strict=True)
     ]
     ends = [
         f"{most_gpus(found, pace, 200.0, 2.0):,.0f} GPUs at {pace:,.0f} tokens/s each"
@@ -142,6 +142,10 @@ def tables(found: dict[str, Any]) -> str:
     ]
     more += ["", f"One server carries {', '.join(ends[:-1])}, or {ends[-1]}."]
     return "\n".join([BEGIN, "", *lines, *more, "", END])
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 if __name__ == "__main__":

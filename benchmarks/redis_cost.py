@@ -157,6 +157,7 @@ def tell(queued: float, look_us: float, idle: Cost, costs: dict[int, Cost]) -> d
             (f"{name}: received, sent", f"{cost.received:,.0f}, {cost.sent:,.0f} bytes"),
             (f"{name}: append-only file", f"{cost.file:,.0f} bytes"),
         ]
+    idle = replace(idle, memory=0.0)  # what the server frees meanwhile is nobody's
     figures = {
         name: {part: round(value, 3) for part, value in asdict(cost).items()}
         for name, cost in (("job", job), ("token", token), ("idle_worker_second", idle))
@@ -164,7 +165,6 @@ def tell(queued: float, look_us: float, idle: Cost, costs: dict[int, Cost]) -> d
     rows.append(
         ("memory of an answered job, and of each of its tokens", f"{job.memory:,.0f}, {token.memory:,.0f} bytes")
     )
-    idle = replace(idle, memory=0.0)
     work = {"workers": WORKERS, "slots": SLOTS, "step_s": STEP_S, "jobs": {str(k): v for k, v in JOBS.items()}}
     found = {"workload": work, "queued_job_bytes": round(queued), "look_us": {str(CROWD): round(look_us)}, **figures}
     finish("redis_cost", rows, found)

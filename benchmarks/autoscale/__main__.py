@@ -57,7 +57,7 @@ def main() -> None:
 
 def policies() -> list[tuple[str, list[Pool], dict[str, int]]]:
     """What is compared: a name, the pools that scale, and the workers at midnight."""
-    fixed: list[tuple[str, list[Pool], dict[str, int]]] = [(f"fixed {n}", [], {MAIN: n}) for n in (4, 8, 10, 16, 24)]
+    fixed: list[tuple[str, list[Pool], dict[str, int]]] = [(f"fixed {n}", [], {MAIN: n}) for n in (8, 10, 16, 24)]
     return [
         ("keda", pools(to_zero=False), {MAIN: 1, BACKUP: 1}),
         ("keda-zero", pools(to_zero=True), {MAIN: 0, BACKUP: 0}),

@@ -53,6 +53,7 @@ class Farm:
         self.worker_s = 0.0
         self.handed_over = 0
         self.ended: deque[tuple[float, float]] = deque()
+        self.ended_held_s = 0.0
         self.history: list[tuple[float, int, int]] = []
         self._events: list[tuple[float, int, str, object]] = []
         self._order = itertools.count()
@@ -145,6 +146,7 @@ class Farm:
             job.ended_s = self.now_s
             assert job.started_s is not None
             self.ended.append((self.now_s, self.now_s - job.started_s))
+            self.ended_held_s += self.now_s - job.started_s
             count += 1
         self._plan(worker)
         self._serve()
@@ -152,6 +154,8 @@ class Farm:
 
     def _serve(self) -> None:
         """Give waiting jobs to workers with room, to the one with the most first."""
+        if not self.waiting:
+            return
         ready = [worker for workers in self.workers.values() for worker in workers if worker.is_ready]
         touched: dict[int, Worker] = {}
         while self.waiting and ready:
@@ -185,8 +189,8 @@ class Farm:
     def _seen(self) -> dict[str, float]:
         """The triggers' queries, by name."""
         while self.ended and self.ended[0][0] < self.now_s - WINDOW_S:
-            self.ended.popleft()
-        held_s = sum(seconds for _, seconds in self.ended) / len(self.ended) if self.ended else UNKNOWN_S
+            self.ended_held_s -= self.ended.popleft()[1]
+        held_s = self.ended_held_s / len(self.ended) if self.ended else UNKNOWN_S
         running = sum(len(worker.marks) for workers in self.workers.values() for worker in workers)
         oldest = self.now_s - self.waiting[0][1].came_s if self.waiting else 0.0
         return {"demand": len(self.waiting) * held_s / (SLOTS * 60) + running / SLOTS, "oldest": oldest}

@@ -22,9 +22,10 @@ from tests.conftest import wait_until
 from tests.farmhand import VOCAB, Farmhand, quick, text_of
 from tests.integration.conftest import StartWorker, wait_for_all
 from tests.integration.ledger.farmhand import FACTS, Field, Hand, check
+from tests.workers import WorkerProcess
 from workers.engine.checkpoint import find_checkpoint
 
-JOBS, TOKENS = 12, 160
+JOBS, TOKENS = 12, 300
 
 
 def _hand(field: Field, name: str, revision: str) -> Hand:
@@ -147,7 +148,7 @@ def test_a_rolling_update_to_another_revision_mixes_no_answer(
     by_first = answers(ask())
     start_worker("b", MODEL__ID=revisions[1], **common)
     ids = ask()
-    wait_until(lambda: _has_run(jobs, ids, "a"), why="the first worker to have tokens")
+    wait_until(lambda: _held_midway(jobs, ids, first), why="the first worker to be in the middle of a job")
     first.process.terminate()
     mixed = answers(ids)
     by_second = answers(ask())
@@ -158,6 +159,17 @@ def test_a_rolling_update_to_another_revision_mixes_no_answer(
         whole = one if view.model_fingerprint == fingerprints[0] else other
         assert view.token_ids == whole.token_ids, [past.reason for past in view.history]
     assert any("revision_changed" in [past.reason for past in view.history] for view in mixed), "nothing was moved"
+
+
+def _held_midway(jobs: Jobs, ids: list[str], worker: WorkerProcess) -> bool:
+    """Stop a worker's engine if it is in the middle of a job, so that it still is when the worker is told to end."""
+    if not _has_run(jobs, ids, worker.name):
+        return False
+    worker.engine.suspend()
+    if _has_run(jobs, ids, worker.name):
+        return True
+    worker.engine.resume()
+    return False
 
 
 def _has_run(jobs: Jobs, ids: list[str], name: str) -> bool:
