@@ -29,6 +29,6 @@ class LogsSettings(Group):
 
 class TelemetrySettings(Group):
     host: str = "127.0.0.1"
-    """Where a worker answers Prometheus."""
+    """Where a worker answers Prometheus and probes, and the API Prometheus, without a key: keep strangers out."""
     port: int | None = Field(None, ge=1, le=65535)
-    """The port of a worker's /metrics. Unset: none. Workers of one machine need one each."""
+    """The port of its /metrics. Unset: none. Parts of one machine need one each; farm up gives each a free one."""

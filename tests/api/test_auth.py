@@ -38,7 +38,7 @@ def filled(path: str, value: str = "x") -> str:
 
 async def test_every_path_wants_a_key(keyed: httpx2.AsyncClient, api_settings: Settings, jobs: Jobs) -> None:
     """All that touches jobs is closed to those without a key, with a wrong one, or with one of another scheme."""
-    closed = [(method, path) for method, path in paths(api_settings) if path.startswith("/v1/")]
+    closed = [(method, path) for method, path in paths(api_settings) if path.startswith(("/v1/", "/metrics"))]
     assert len(closed) >= 5
     for method, path in closed:
         for value in ("", "Bearer", "Bearer ", "Basic Ym9iOmJvYg==", "bf_" + "x" * 43, "Bearer bf_" + "x" * 43):

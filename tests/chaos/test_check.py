@@ -80,6 +80,10 @@ class Story:
             keys.PREFIX + "finished_bytes": "300",
             keys.counts("m"): {"queued": "0", "dispatched": "0", "running": "0"},
             keys.TOTALS: self.totals,
+            keys.PREFIX + "tally": {
+                **{f"{name}:m": count for name, count in self.totals.items()},
+                "completion:m": str(len(self.entries)),
+            },
             **self.more,
         }
         census = Census({k: v for k, v in world.items() if v is not None}, self.said, **{"made": 10, **self.left})

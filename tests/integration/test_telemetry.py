@@ -108,8 +108,8 @@ def test_all_parts_agree_about_the_ledger(up: Up) -> None:
 
 def test_requests_are_counted_by_route(up: Up) -> None:
     """Routes are templates; who waits for a job is apart; no path of a stranger becomes a label."""
-    ask(f"{up.ready['api_url']}/v1/jobs/nobody")
-    ask(f"{up.ready['api_url']}/nowhere")
+    ask(f"{up.ready['api_url']}/v1/jobs/no-such-job")
+    ask(f"{up.ready['api_url']}/no-such-page")
     text = ask(up.ready["metrics"]["api"])
     for route, method, status in (
         ("/v1/completions (wait)", "POST", "2xx"),
@@ -118,8 +118,8 @@ def test_requests_are_counted_by_route(up: Up) -> None:
         ("(none)", "GET", "4xx"),
     ):
         assert f'farm_http_requests_total{{method="{method}",route="{route}",status="{status}"}} ' in text
-    assert "nobody" not in text
-    assert "nowhere" not in text
+    assert "no-such-job" not in text
+    assert "no-such-page" not in text
 
 
 def test_one_line_for_each_job(up: Up) -> None:
