@@ -45,6 +45,7 @@ def _lost(before: object, after: object, where: str) -> Iterator[str]:
         yield f"{where}: {before!r} became {after!r}"
 
 
+@pytest.mark.fast
 def test_what_is_generated_is_current() -> None:
     """python -m grafana would change nothing: dashboards, links to runbooks, and the manifests' copies."""
     made = files()
@@ -112,6 +113,7 @@ def test_every_query_names_its_source() -> None:
         assert all(variable["datasource"] == source for variable in chosen)
 
 
+@pytest.mark.fast
 def test_every_metric_is_declared() -> None:
     """What dashboards, records and alerts ask for is declared in the code or recorded by a rule."""
     recorded = set(names.records())
@@ -125,6 +127,7 @@ def test_every_metric_is_declared() -> None:
                 assert name in recorded, f"{asked.where}: nothing records {name}"
 
 
+@pytest.mark.fast
 def test_every_metric_is_shown() -> None:
     """What the code declares is on a dashboard or in a rule, and what is recorded is used."""
     used = {name for asked in [*names.drawn(), *names.ruled()] for name in asked.names}
@@ -132,6 +135,7 @@ def test_every_metric_is_shown() -> None:
     assert set(names.records()) <= used
 
 
+@pytest.mark.fast
 def test_labels_are_the_metrics_own() -> None:
     """An expression matches a metric by labels that it has."""
     for asked in [*names.drawn(), *names.ruled()]:
@@ -143,6 +147,7 @@ def test_labels_are_the_metrics_own() -> None:
                 assert labels <= {*found.labels, "instance", "job", "le"}, f"{asked.where}: {selector}"
 
 
+@pytest.mark.fast
 def test_the_ledgers_values_are_never_summed() -> None:
     """All exporters tell the same of the ledger: max comes before anything else."""
     ledger = {family.name for family in LEDGER} - {"farm_server_up"}
@@ -176,6 +181,7 @@ def test_every_alert_is_tested_both_ways() -> None:
     assert {name for name, ways in seen.items() if ways != {True, False}} == set()
 
 
+@pytest.mark.fast
 def test_every_alert_leads_to_a_runbook() -> None:
     """Each has a severity, a wait, a summary, a description and a runbook, and the index names each beside it."""
     index = (ROOT / "docs" / "runbooks" / "README.md").read_text(encoding="utf-8")

@@ -30,6 +30,8 @@ from tests.conftest import tool, wait_until
 from tests.monitoring import names
 from tests.receiver import Receiver
 
+pytestmark = pytest.mark.alone
+
 STANDS_FOR = {"$__rate_interval": "10s", "$__range": "60s", "$model": ".*", "$instance": ".*", "$tenant": ".*"}
 WEB = httpx2.Client(verify=False, limits=httpx2.Limits(max_keepalive_connections=0))
 REJECTED = "farm:http_rejected:ratio_rate15m"
