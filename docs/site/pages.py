@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+_IMAGE = re.compile(r'(<img src=")([^"]+)(")')
 _FENCE = re.compile(r"^(```|    )")
 PICTURES = (".svg", ".png")
 
@@ -28,6 +29,9 @@ def _write(root: Path, page: Path, target: Path, folder: Path) -> None:
     text = "\n".join(
         line if _FENCE.match(line) else _LINK.sub(_mend(root, page, target, folder), line) for line in lines
     )
+    for picture in {found[2] for found in _IMAGE.finditer(text)}:
+        mended = _LINK.sub(_mend(root, page, target, folder), f"![]({picture})")
+        text = text.replace(f'src="{picture}"', f'src="{mended[4:-1]}"')
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
 

@@ -2,7 +2,8 @@
 -- A newcomer starts at the clock, which never falls, or at the first of a lane, which falls by no more than what is owed:
 -- charged for jobs that have not ended, and perhaps paid back. A tenant without a queued job that is below all of these
 -- is as good as new. (One that owes something is above what would be left of its own time.)
--- Touches: vtime:, vclock:, lanes:, owed:, weights.
+-- And count the jobs that wait anew, unless that is much work: workers of an earlier schema do not count them.
+-- Touches: vtime:, vclock:, lanes:, owed:, weights, queue:, dispatched, delayed, job:, depth:.
 -- ARGV: model, most tenants to look at.
 -- Returns how many were forgotten.
 local model = ARGV[1]
@@ -24,4 +25,21 @@ for i = 1, #found, 2 do
   end
   if is_idle then forgotten = forgotten + redis.call('HDEL', P .. 'vtime:' .. model, tenant) end
 end
+local MOST_LOOKS = 1000
+local depth, looks = {}, redis.call('ZCARD', P .. 'dispatched') + redis.call('ZCARD', P .. 'delayed')
+for _, level in ipairs(LEVELS) do looks = looks + redis.call('ZCARD', key_lanes(model, level)) end
+if looks > MOST_LOOKS then return forgotten end
+for _, level in ipairs(LEVELS) do
+  depth[level] = 0
+  for _, tenant in ipairs(redis.call('ZRANGE', key_lanes(model, level), 0, -1)) do
+    depth[level] = depth[level] + redis.call('ZCARD', key_queue({model = model, priority = level, tenant = tenant}))
+  end
+end
+for _, key in ipairs({P .. 'dispatched', P .. 'delayed'}) do
+  for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+    local job = redis.call('HMGET', key_job(id), 'state', 'model', 'priority')
+    if job[2] == model and (job[1] == 'queued' or job[1] == 'dispatched') then depth[job[3]] = depth[job[3]] + 1 end
+  end
+end
+for level, jobs in pairs(depth) do redis.call('HSET', P .. 'depth:' .. model, level, jobs) end
 return forgotten

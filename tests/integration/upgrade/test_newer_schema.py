@@ -69,8 +69,8 @@ def test_a_message_of_a_newer_schema_is_dropped_and_its_job_is_not(
     worker = start_worker("w1")
     [job] = submit(jobs, max_tokens=4)
     wait_for_all(jobs, [job])
-    envelope = _envelope(Dispatch(job, 7, "tiny-bloom", ""))
-    assert envelope["kwargs"] == {"job": job, "dispatch": 7, "schema": schema.WRITES}
+    envelope = _envelope(Dispatch(job, 7, "tiny-bloom", "normal", ""))
+    assert envelope["kwargs"]["schema"] == schema.WRITES
     url = jobs.settings.redis.url
     assert url is not None
     with Celery("newer", broker=url.get_secret_value(), set_as_current=False) as app:

@@ -70,7 +70,9 @@ def test_a_claim_whose_answer_was_lost_begins_anew_once(jobs: Jobs) -> None:
     first = new.attempts.claim(message.id, message.number, "nonce")
     assert isinstance(first, Claim)
     before = field.dump()
-    assert new.attempts.claim(message.id, message.number, "nonce") == first
+    again = new.attempts.claim(message.id, message.number, "nonce")
+    assert isinstance(again, Claim)
+    assert replace(again, age_s=first.age_s) == first
     assert field.dump() == before
 
 
