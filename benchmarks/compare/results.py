@@ -136,6 +136,7 @@ def write(found: Record, folder: Path = FOLDER) -> Path:
 
 
 def read_all(folder: Path = FOLDER) -> dict[Path, Record]:
-    """All records that are kept, largest workload first."""
-    found = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    """All records of this benchmark that are kept, largest workload first."""
+    kept = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    found = {path: one for path, one in kept.items() if one.get("benchmark") == "compare"}
     return dict(sorted(found.items(), key=lambda item: -item[1]["workload"]["requests"]))
