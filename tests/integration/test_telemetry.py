@@ -82,7 +82,9 @@ def test_every_part_exports_what_is_declared(up: Up) -> None:
     assert exported(ask(f"{up.ready['api_url']}/metrics")) == declared(parts["api"])
 
 
-@pytest.mark.parametrize("family", {*LEDGER, *MODEL, *SYSTEM, *API}, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family", sorted({*LEDGER, *MODEL, *SYSTEM, *API}, key=lambda family: family.name), ids=lambda family: family.name
+)
 def test_names_are_prometheus(family: Family) -> None:
     """Prefix farm_, base units at the end, _total on counters alone, bounds that rise, each with its reason."""
     assert re.fullmatch(r"farm_[a-z0-9]+(_[a-z0-9]+)*", family.name)
