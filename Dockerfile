@@ -91,6 +91,8 @@ USER 10001:10001
 WORKDIR /var/lib/farm
 # It does not start on this address without FLOWER_BASIC_AUTH.
 ENV FARM_FLOWER__HOST=0.0.0.0
+# What it remembers, as long as the container does: its root may be read-only. Give it a volume to remember for longer.
+ENV FARM_FLOWER__DB=/tmp/flower.db
 EXPOSE 5555
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python3", "-c", \
   "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('FARM_FLOWER__PORT', '5555') + '/healthcheck', timeout=4)"]

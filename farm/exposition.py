@@ -30,7 +30,7 @@ WORKER_STATES = ("ready", "draining", "trouble", "silent")
 JOB_ENDS = ("succeeded", "failed", "cancelled", "expired", "dead")
 OPEN_BATCHES = ("validating", "in_progress", "finalizing", "cancelling")
 ENDED_BATCHES = ("completed", "failed", "cancelled", "expired")
-DROPS = ("ended", "stale", "unknown")
+DROPS = ("ended", "stale", "unknown", "newer")
 TOKENS = ("prompt", "completion", "resumed")
 
 K = TypeVar("K", bound=tuple[str, ...])

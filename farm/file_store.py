@@ -88,6 +88,8 @@ class FolderStore:
             if path.endswith("/"):
                 shutil.rmtree(self._root / path)
             else:
+                for left in (self._root / path).parent.glob(f".{Path(path).name}.*"):  # of a writer that was killed
+                    left.unlink(missing_ok=True)
                 (self._root / path).unlink()
 
 

@@ -80,7 +80,8 @@ REPUBLISHED = Family(
 DELIVERIES_DROPPED = Family(
     "farm_deliveries_dropped_total",
     "counter",
-    "Messages that were of no use: their job had ended, was dispatched anew or claimed (stale), or is unknown.",
+    "Messages that were of no use: their job had ended, was dispatched anew or claimed (stale), is unknown, or of a "
+    "newer schema.",
     ("reason",),
 )
 LEDGER_TOKENS = Family(

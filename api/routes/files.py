@@ -59,20 +59,21 @@ class FileRoutes:
             keep_s = expiry_of(form)
             await self._service.call(self._files.check_room, tenant, size)
             await self._service.call_store(writer.commit)
-            made = await self._service.call(
-                self._files.add,
-                *(file_id, tenant, path),
-                filename=form.filename or "",
-                purpose=form.fields["purpose"],
-                size=size,
-                keep_s=keep_s,
-            )
         except FarmError:
             with suppress(FarmError):
                 await self._service.call(self._files.announce, path, 0)  # sooner than that
             raise
         finally:
             await self._service.call_store(writer.__exit__, None, None, None)
+        # An error from here on may come after the file was registered: its content must stay.
+        made = await self._service.call(
+            self._files.add,
+            *(file_id, tenant, path),
+            filename=form.filename or "",
+            purpose=form.fields["purpose"],
+            size=size,
+            keep_s=keep_s,
+        )
         return Answer(encode(made.to_dict()))
 
     async def list(self, call: Call) -> Answer:

@@ -119,7 +119,8 @@ def _put_back() -> list[Panel]:
 
 
 def _given_up() -> list[Panel]:
-    ended = f'max by (state) (increase(farm_jobs_total{{{WHERE}, state=~"dead|failed|expired"}}[$__rate_interval]))'
+    unanswered = f'increase(farm_jobs_total{{{WHERE}, state=~"dead|failed|expired"}}[$__rate_interval])'
+    ended = f"sum by (state) (max by (model, state) ({unanswered}))"
     return [
         graph(
             "Unanswered jobs",

@@ -155,7 +155,7 @@ def test_prometheus_asks_who_is_there() -> None:
     found = {
         f"{name}:{group['port']}" for job in jobs for group in job.get("dns_sd_configs", []) for name in group["names"]
     }
-    assert static | found == {"api:8000", "flower:5555", "redis-exporter:9121", "worker:8080", "system:8080"}
+    assert static | found == {"api:8080", "flower:5555", "redis-exporter:9121", "worker:8080", "system:8080"}
     networks = set(services()["prometheus"]["networks"])
     for target in static | found:
         assert networks & set(services()[target.partition(":")[0]]["networks"]), target

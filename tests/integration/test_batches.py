@@ -194,7 +194,7 @@ def test_batches_take_turns(jobs: Jobs) -> None:
 
 def test_a_store_that_fails_is_waited_for(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results are written when the store is back; no line is run again."""
-    monkeypatch.setattr("workers.system.batches.STORE_PAUSE_S", 0.2)
+    monkeypatch.setattr("workers.system.batches.ROOM_PAUSE_S", 0.2)
     folder = jobs.settings.local.folder / "files" / "batches"
     with Farmhand(jobs.settings, tokens_per_beat=0) as hand, driving(jobs):
         batch = start(jobs, [line(n) for n in range(20)])
@@ -209,6 +209,25 @@ def test_a_store_that_fails_is_waited_for(jobs: Jobs, monkeypatch: pytest.Monkey
         folder.unlink()
         batch = wait_for(jobs, batch)
     assert (batch.completed, submitted(jobs)) == (20, 20)
+
+
+def test_a_server_without_memory_is_waited_for(jobs: Jobs) -> None:
+    """A server that takes no new jobs fails no batch, however long it lasts."""
+    batch = start(jobs, [line(n) for n in range(20)])
+    jobs.client.config_set("maxmemory", int(jobs.client.info("memory")["used_memory"] * 0.9))
+    try:
+        with Farmhand(jobs.settings), driving(jobs):
+            wait_until(lambda: refused(jobs) >= 3, why="some refusals")
+            jobs.client.config_set("maxmemory", 0)
+            batch = wait_for(jobs, batch)
+    finally:
+        jobs.client.config_set("maxmemory", 0)
+    assert (batch.status, batch.completed) == ("completed", 20)
+
+
+def refused(jobs: Jobs) -> int:
+    """How many calls found no memory."""
+    return int(jobs.client.info("errorstats").get("errorstat_OOM", {}).get("count", 0))
 
 
 def due_later(jobs: Jobs, batch: Batch) -> bool:

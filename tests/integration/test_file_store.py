@@ -160,3 +160,16 @@ def test_without_a_setting_files_lie_in_the_farms_folder(tmp_path: Path) -> None
     assert (tmp_path / "files" / "a").read_bytes() == b"x"
     write(open_store(load_settings({}, files={"url": f"file://{tmp_path}/b"})), "a", b"y")
     assert (tmp_path / "b" / "a").read_bytes() == b"y"
+
+
+def test_what_a_killed_writer_left_goes_with_its_file(tmp_path: Path) -> None:
+    """A file that was begun and never finished is deleted with the name that it was to have."""
+    store = FolderStore(tmp_path)
+    code = "import os, sys; from pathlib import Path; from farm.file_store import FolderStore as Store; "
+    code += "writer = Store(Path(sys.argv[1])).writer('files/one'); writer.write(b'half'); os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=60)
+    assert len(list((tmp_path / "files").iterdir())) == 1
+    write(store, "files/one", b"whole")
+    write(store, "files/onerous", b"another")
+    store.delete("files/one")
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["onerous"]

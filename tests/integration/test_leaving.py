@@ -250,5 +250,5 @@ def of_jobs(key: str) -> bool:
 def permanent(server: redis.Redis) -> set[str]:
     """What a farm with one worker has on its server when there are no jobs."""
     names = {key.name.split(":")[0] for key in keys.KEYS if ":" not in key.name}
-    models = {f"{name}:tiny-bloom" for name in ("counts", "rate", "vtime", "vclock")}
+    models = {f"{name}:tiny-bloom" for name in ("counts", "depth", "rate", "vtime", "vclock")}
     return names | models | {f"worker:{worker}" for worker in server.zrange(keys.WORKERS, 0, -1)}

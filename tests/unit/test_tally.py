@@ -76,3 +76,12 @@ def test_a_slow_line_holds_up_the_place_and_not_the_others() -> None:
     tally.settle(1, Usage())
     after = tally.progress()
     assert (after.next_line, after.offset, after.ahead, tally.spread) == (51, 500, ((52, 100),), 50)
+
+
+def test_faults_count_until_a_line_is_settled() -> None:
+    """A batch that meets a defect keeps its count of them, however often it is written, until it gets on."""
+    tally = Tally(Progress(total=2, faults=3))
+    tally.read(1, 10)
+    assert tally.progress().faults == 3
+    tally.settle(1, None)
+    assert tally.progress().faults == 0

@@ -209,7 +209,11 @@ class BatchRun:
         self._hold.patiently(lambda: driving.end(drive, ending, products))
 
     def _fail(self, code: str, message: str) -> bool:
-        """End the batch with what there is so far. Returns False."""
+        """End the batch with what there is so far; jobs that run for it are cancelled. Returns False."""
+        now, ahead = self._tally.progress(), self._settings.window * SPREAD
+        for some in chunks(range(now.next_line, min(now.total + 1, now.next_line + ahead)), CHUNK):
+            ids = [self._drive.job_id(number) for number in some]
+            self._hold.patiently(lambda ids=ids: self._shop.jobs.cancel(ids))  # type: ignore[misc]
         error = {"code": code, "message": message, "line": None, "param": None}
         products: list[Product] = []
         with suppress(FileNotFoundError):
@@ -256,7 +260,7 @@ class BatchRun:
         """Write what is settled: to a part, to the ledger; then its jobs may go."""
         self._hold.check_lease()
         self._flushed_at = time.monotonic()
-        new = replace(progress or self._tally.progress(), faults=0)
+        new = progress or self._tally.progress()
         if new == self._drive.progress:
             return
         parts = self._output.write_parts()

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import structlog
 
-from farm.errors import FarmError, ServerUnreachable
+from farm.errors import FarmError, ServerFull, ServerUnreachable
 from farm.file_store import StoreUnavailable, open_store
 from farm.ledger.driving import Drive, Driving, LeaseLost
 from farm.ledger.files import Files
@@ -25,7 +25,7 @@ from workers.system.hold import Hold, TurnOver
 log = structlog.get_logger(__name__)
 
 LOOK_S = 0.5
-STORE_PAUSE_S = 5.0
+ROOM_PAUSE_S = 5.0
 BUG_PAUSE_S = 30.0
 STOP_S = 2.5
 
@@ -105,9 +105,9 @@ class BatchDriver:
             wait_s = 0.0
         except LeaseLost:
             log.info("batch_left", batch=drive.id)
-        except StoreUnavailable as error:
-            log.warning("batch_waits_for_store", batch=drive.id, error=str(error))
-            wait_s = STORE_PAUSE_S
+        except (StoreUnavailable, ServerFull) as error:
+            log.warning("batch_waits_for_room", batch=drive.id, error=str(error))
+            wait_s = ROOM_PAUSE_S
         except Exception:
             log.exception("batch_failed", batch=drive.id)
             wait_s = BUG_PAUSE_S

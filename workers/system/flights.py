@@ -115,7 +115,10 @@ class Flights:
     def _send(self, flights: list[_Flight]) -> list[_Flight]:
         """Submit some. Returns those for which there is no room now."""
         wanted = [flight.submission for flight in flights]
-        answers = self._hold.patiently(lambda: self._jobs.submit_each(wanted))
+        try:
+            answers = self._hold.patiently(lambda: self._jobs.submit_each(wanted))
+        except ServerFull:  # what was written of them is found there the next time
+            return flights
         sent, left = [], []
         for flight, what in zip(flights, answers, strict=True):
             # A conflict: the farm reads the line otherwise than when it submitted it. What it submitted then counts.

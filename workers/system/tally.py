@@ -34,7 +34,7 @@ class Tally:
     def settle(self, number: int, usage: Usage | None) -> None:
         """Note that what is written for a line is known. usage: its tokens, None for one that failed."""
         self._settled.add(number)
-        now = self._progress
+        now = replace(self._progress, faults=0)
         if usage is None:
             self._progress = replace(now, bad=now.bad + 1)
         else:

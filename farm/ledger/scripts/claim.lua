@@ -5,7 +5,7 @@
 --   deadlines, dropped:, history:, totals, and what an end touches.
 -- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms, most strikes, most losses.
 -- Returns {'claimed', request, attempt, retries, proof, ms to the deadline or '', plain, tenant, ms since it was
---     submitted, '1' if an engine has had it before, token entries...}; proof is 0, or how many new tokens clear a job
+--     submitted or revived, '1' if an engine has had it before, token entries...}; proof is 0, or how many new tokens clear a job
 --     that is on trial,
 --   {'ended', state}, or {'stale'}, {'unknown'}, {'unregistered'}, {'draining'}, {'unable'}, {'suspect'}, {'newer'}:
 --   nothing to do. A job of a newer schema than ours waits for a worker that knows it.
@@ -24,11 +24,11 @@ end
 if not job then return drop('unknown') end
 
 local function granted(attempt)
-  local more = redis.call('HMGET', key_job(id), 'request', 'created')
+  local more = redis.call('HMGET', key_job(id), 'request', 'created', 'revived')
   local left = job.deadline > 0 and int(math.max(0, job.deadline - NOW)) or ''
   local needed = is_on_trial(job, limits) and proof(job) or 0
   local answer = {'claimed', more[1], int(attempt), int(job.retries), int(needed), left, job.plain or '', job.tenant,
-    int(NOW - more[2]), job.prompt_tokens > 0 and '1' or '0'}
+    int(NOW - (more[3] or more[2])), job.prompt_tokens > 0 and '1' or '0'}
   for _, entry in ipairs(redis.call('LRANGE', key_out(id), 0, -1)) do answer[#answer + 1] = entry end
   return answer
 end

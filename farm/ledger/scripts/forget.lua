@@ -1,12 +1,12 @@
--- Forget jobs that have ended and that nobody will ask for any more. Repeating it changes nothing.
--- Touches: job:, out:, history:, jobs:, finished, finished_bytes, dead.
+-- Forget jobs that have ended and that nobody will ask for any more. Dead ones stay: somebody is to look at them.
+-- Repeating it changes nothing.
+-- Touches: job:, out:, history:, jobs:, finished, finished_bytes.
 -- ARGV: tenant, then ids.
 -- Returns how many there were.
 local tenant, forgotten = ARGV[1], 0
 for i = 2, #ARGV do
   local job = load(ARGV[i])
-  if job and job.tenant == tenant and has_ended(job) and not job.plain and not job.webhook then
-    redis.call('ZREM', P .. 'dead', job.id)
+  if job and job.tenant == tenant and has_ended(job) and job.state ~= 'dead' and not job.plain and not job.webhook then
     redis.call('ZREM', key_jobs(tenant), job.id)
     if redis.call('ZREM', P .. 'finished', job.id .. '|' .. int(job.bytes) .. '|' .. tenant) == 1 then
       redis.call('DECRBY', P .. 'finished_bytes', int(job.bytes))

@@ -347,3 +347,31 @@ def test_a_claim_counts_retries_apart_from_other_attempts(field: Field) -> None:
         assert isinstance(claim, Claim)
         assert claim.retries == before
         hand.release(kind, kind)  # type: ignore[arg-type]
+
+
+def test_a_revived_job_is_as_old_as_its_second_life(field: Field) -> None:
+    """The time that a job lay dead is no part of its latency."""
+    [job] = field.submit()
+    hand = field.worker()
+    for _ in range(3):
+        field.run(hand, job)
+        hand.release("lost", "engine_lost", [job])
+    field.later(3_600_000)
+    hand.beat()
+    assert field.jobs.scripts.call("revive", "token", 0, job) == ["revived"]
+    [message] = field.dispatch()
+    claim = hand.attempts.claim(message.id, message.number, "n")
+    assert isinstance(claim, Claim)
+    assert claim.age_s < 3_000
+
+
+def test_a_dead_job_is_not_forgotten(field: Field) -> None:
+    """Who is done with a batch's jobs leaves the dead for somebody to look at."""
+    done, poison = field.submit(2)
+    hand = field.worker()
+    for _ in range(3):
+        field.run(hand, poison)
+        hand.release("lost", "engine_lost", [poison])
+    field.jobs.cancel([done])
+    assert field.jobs.forget("default", [done, poison]) == 1
+    assert (field.state(poison), field.client.exists(keys.job(done))) == ("dead", 0)

@@ -99,9 +99,10 @@ poisons = st.builds(Poison, st.integers(0, PROOF - 1), st.booleans(), st.boolean
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(poisons, min_size=1, max_size=4), st.integers(1, 3), st.randoms(use_true_random=False))
-def test_poison_dies_and_innocents_never(jobs: Jobs, kinds: list[Poison], workers: int, rng: Random) -> None:
+@given(st.lists(poisons, min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 2**32))
+def test_poison_dies_and_innocents_never(jobs: Jobs, kinds: list[Poison], workers: int, seed: int) -> None:
     """However many prompts kill engines, and after how many tokens: all of them end dead, and all others succeed."""
+    rng = Random(seed)  # how much is drawn depends on the server's clock, which Hypothesis can't replay
     jobs.client.flushall()
     world = Field(jobs)
     ids = world.submit(len(kinds) + 7)

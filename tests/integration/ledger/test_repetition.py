@@ -42,7 +42,7 @@ DEEDS: dict[str, Deed] = {
     "leave": lambda _, hand, __: hand.attempts.leave(),
     "upkeep": lambda field, _, __: field.keep(),
     "upkeep after a lease": lambda field, _, job: _end_lease(field, job),
-    "forget": lambda field, _, __: field.jobs.forget("default", ["hooked", "nobody"]),
+    "forget": lambda field, _, __: field.jobs.forget("default", ["done", "nobody"]),
     "webhook_note": lambda field, _, __: _note_webhook(field, "retry"),
     "webhook_note of a success": lambda field, _, __: _note_webhook(field, "delivered"),
     "file_add": lambda field, _, __: _file(field),
@@ -111,7 +111,10 @@ def prepare(field: Field, name: str) -> None:
         for _ in range(3):
             field.run(hand, "dead")
             hand.release("lost", "engine_lost", ["dead"])
-    if name.split()[0] in ("forget", "webhook_note"):
+    if name == "forget":
+        field.jobs.submit([field.place(job_id="done")])
+        field.jobs.cancel(["done"])
+    if name.split()[0] == "webhook_note":
         field.jobs.submit([field.place("again", job_id="hooked", webhook_url="https://example.com/")])
         field.jobs.cancel(["hooked"])
         field.calls = Outbox(field.jobs).take(1, {})
