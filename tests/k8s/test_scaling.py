@@ -54,14 +54,15 @@ def _running(jobs: int) -> dict[str, str]:
     }
 
 
-# Two workers, each ending a job a second: 25 s from end to end, 15 s of that in the queue.
-TEN_SECOND_JOBS = {
-    f'{metric}{{pod="{pod}"}}': f"0+{step}x60"
-    for pod in ("worker-a", "worker-b")
-    for metric, step in (
-        ("farm_e2e_seconds_sum", 1500),
-        ("farm_e2e_seconds_count", 60),
-        ("farm_queue_time_seconds_sum", 900),
+# Two jobs end a second, as three exporters see it; of what ended in the queue, or for another model, nothing is told.
+TWO_A_SECOND = {
+    f'farm_jobs_total{{model="{model}",state="{state}",pod="{pod}"}}': f"0+{step}x60"
+    for pod in PODS
+    for model, state, step in (
+        ("bloom-7b1", "succeeded", 90),
+        ("bloom-7b1", "failed", 30),
+        ("bloom-7b1", "cancelled", 6000),
+        ("other", "succeeded", 6000),
     )
 }
 OTHER_MODEL = {'farm_queue_depth{model="other",priority="high",pod="system-a"}': "1000x60"}
@@ -107,9 +108,9 @@ def _value(query: str, series: dict[str, str], folder: Path) -> float | None:
         ({**_depths(0, 0, 0), **_running(0)}, 0),
         ({**_depths(64, 64, 64), **_running(0)}, 192 * 20 / (32 * 60)),
         ({**_depths(0, 0, 192), **_running(0), **OTHER_MODEL}, 192 * 20 / (32 * 60)),
-        ({**_depths(0, 192, 0), **_running(0), **TEN_SECOND_JOBS}, 192 * 10 / (32 * 60)),
-        ({**_depths(0, 0, 0), **_running(256), **TEN_SECOND_JOBS}, 256 / 32),
-        ({**_depths(0, 192, 0), **_running(256), **TEN_SECOND_JOBS}, 192 * 10 / (32 * 60) + 256 / 32),
+        ({**_depths(0, 192, 0), **_running(20), **TWO_A_SECOND}, 192 * 10 / (32 * 60) + 20 / 32),
+        ({**_depths(0, 0, 0), **_running(256), **TWO_A_SECOND}, 256 / 32),
+        ({**_depths(0, 192, 0), **_running(256), **TWO_A_SECOND}, 192 * 128 / (32 * 60) + 256 / 32),
         ({}, None),
     ],
     ids=["idle", "all priorities", "low alone", "measured seconds", "busy, none waits", "both", "no data"],
