@@ -64,14 +64,15 @@ def numbered_lines(file: BinaryIO, number: int = 0, most_bytes: int = MOST_BYTES
             yield number, raw
 
 
-def parse_line(number: int, raw: bytes | None, defaults: Mapping[str, object]) -> Line:
+def parse_line(number: int, raw: bytes | None, defaults: Mapping[str, object], most_bytes: int = MOST_BYTES) -> Line:
     """Read one line; what is wrong with it becomes its ``error``. defaults: fields for lines that don't say.
+    most_bytes: what a line may have; one that had more is given as None.
 
     A line without a custom_id gets one of its number and content.
     """
     custom_id = f"line-{number}-{hashlib.blake2b(raw or b'', digest_size=4).hexdigest()}"
     try:
-        body = _object(raw)
+        body = _object(raw, most_bytes)
         if (given := body.pop("custom_id", None)) is not None:
             if not isinstance(given, str) or not 0 < len(given) <= MOST_ID_CHARS:
                 raise InvalidRequest("custom_id", f"must be text of 1 to {MOST_ID_CHARS} characters")
@@ -85,7 +86,7 @@ def parse_line(number: int, raw: bytes | None, defaults: Mapping[str, object]) -
 def peek(raw: bytes | None) -> tuple[str | None, str | None]:
     """A line's custom_id and model, without checking anything; None for what it does not say."""
     try:
-        body = _object(raw)
+        body = _object(raw, MOST_BYTES)
     except InvalidRequest:
         return None, None
     inner = body["body"] if isinstance(body.get("body"), dict) else body
@@ -125,9 +126,9 @@ def is_retryable(error: FarmError) -> bool:
     return error.retryable or isinstance(error, JobDead | JobExpired | JobCancelled | JobNotFound)
 
 
-def _object(raw: bytes | None) -> dict[str, object]:
+def _object(raw: bytes | None, most_bytes: int) -> dict[str, object]:
     if raw is None:
-        raise InvalidRequest("line", f"is longer than {MOST_BYTES:,} bytes; shorten it")
+        raise InvalidRequest("line", f"is longer than {most_bytes:,} bytes; shorten it")
     try:
         body = json.loads(raw)
     except UnicodeDecodeError:

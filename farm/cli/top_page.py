@@ -17,6 +17,7 @@ from farm.ledger.overview import ModelLoad, WorkerView
 BARS = "▁▂▃▄▅▆▇█"
 SLOT_CELLS = 10
 WIDE = 110  # columns from which there is more to see
+LOW = 20  # lines below which not all may fit
 STATES = {"succeeded": "green", "failed": "red", "dead": "red", "expired": "yellow", "cancelled": "yellow"}
 
 
@@ -40,7 +41,11 @@ class Screen:
 def draw(screen: Screen, width: int, height: int) -> RenderableType:
     """A picture of ``height`` lines at the most."""
     farm, is_wide = screen.seen.farm, width >= WIDE
-    head = [_head(screen, width), _trend("tokens/s", screen.paces.tokens_per_s, screen.tokens, width)]
+    is_low = height < LOW and bool(screen.problem)  # there the last line may be cut off
+    head = [
+        _keys(screen) if is_low else _head(screen, width),
+        _trend("tokens/s", screen.paces.tokens_per_s, screen.tokens, width),
+    ]
     head += [_trend("waiting", screen.seen.waiting, screen.waiting, width), Text()]
     foot = [Text(), *_waste(screen, width), _keys(screen)]
     room = height - len(head) - len(foot)
@@ -59,7 +64,7 @@ def draw(screen: Screen, width: int, height: int) -> RenderableType:
 
 def sparkline(values: Sequence[float], cells: int) -> str:
     """The latest values as bars, the greatest of them full height."""
-    shown = list(values)[-cells:]
+    shown = list(values)[-cells:] if cells > 0 else []
     most = max(shown, default=0.0)
     if most <= 0:
         return BARS[0] * len(shown)
@@ -69,7 +74,9 @@ def sparkline(values: Sequence[float], cells: int) -> str:
 def _head(screen: Screen, width: int) -> Text:
     line = Text.assemble(("Bloomfarm", "bold"), f" at {screen.where}  ", (clock(screen.seen.at), "dim"))
     pace = f"{screen.paces.jobs_per_s:,.1f} jobs/s"
-    line.append(pace.rjust(max(1, width - line.cell_len)))
+    if (room := width - line.cell_len) > len(pace):
+        line.append(pace.rjust(room))
+    line.truncate(width)
     return line
 
 

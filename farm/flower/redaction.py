@@ -24,7 +24,7 @@ PLAIN = frozenset(
 )
 MOST_CHARS = 200
 MOST_REPR = 2_000
-OURS = "GenerationFailed("  # the farm's reason for a failure: a code and a rule, never a word of the prompt
+_OURS = re.compile(r"(GenerationFailed)\(['\"]([a-z_]{1,60}):")  # then the reason, which may quote a wrong value
 _CLASS = re.compile(r"[A-Za-z_][\w.]{0,80}")
 
 
@@ -132,11 +132,11 @@ def _waited(event: dict[str, Any], given: dict[str, Any]) -> Seconds | None:
 
 
 def _exception(text: object) -> str | None:
-    """Why a task failed: the farm's reason, or the class of any other exception, whose text may quote anything."""
+    """Why a task failed: the farm's code for it, or the class of another exception. Their texts may quote anything."""
     if not isinstance(text, str):
         return None
-    if text.startswith(OURS):
-        return text[:MOST_REPR]
+    if ours := _OURS.match(text):
+        return f"{ours[1]}({ours[2]})"
     found = _CLASS.match(text)
     return f"{found.group()}(…)" if found else None
 

@@ -20,7 +20,7 @@ from tests.integration.ledger.farmhand import Field
 
 # What a farm without jobs and workers keeps: its clocks, its sums, and what people set.
 CLOCKS = ("vtime", "vclock", "beat", "grace", "leader", "seq", "mark", "wake", "events", "full")
-SUMS = ("totals", "tally", "rate", "models", "usage", "used", "usage_days", "spent")
+SUMS = ("totals", "tally", "rate", "models", "schema", "usage", "used", "usage_days", "spent")
 SET = ("weights", "limits", "keys", "keys_used")
 LASTING = frozenset((*CLOCKS, *SUMS, *SET))
 EMPTY = frozenset(("counts", "depth", "waiting", "finished_bytes", "hooks_waiting"))  # stay, and must be 0

@@ -108,4 +108,4 @@ def test_bars() -> None:
     assert sparkline([0, 4, 8], 10) == "▁▄█"
     assert sparkline([9, 9, 1, 2], 2) == "▄█"
     assert sparkline([0, 0], 5) == "▁▁"
-    assert sparkline([], 5) == ""
+    assert sparkline([], 5) == sparkline([1, 2], 0) == sparkline([1, 2], -3) == ""

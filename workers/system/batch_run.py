@@ -46,12 +46,16 @@ class BatchExpired(FarmError):
     """The window closed before this line was answered."""
 
     code = "batch_expired"
+    retryable = True
+    http_status = 503
 
 
 class BatchCancelled(FarmError):
     """The batch was cancelled before this line was answered."""
 
     code = "batch_cancelled"
+    retryable = True
+    http_status = 503
 
 
 LEFT: dict[Ending, FarmError] = {
@@ -232,7 +236,7 @@ class BatchRun:
             yield file
 
     def _parse(self, number: int, raw: bytes | None) -> Line:
-        line = parse_line(number, raw, DEFAULTS)
+        line = parse_line(number, raw, DEFAULTS, self._most_line_bytes)
         error: InvalidRequest
         if number in self._repeats:
             error = DuplicateId("custom_id", f"{line.custom_id[:60]!r} was used by an earlier line; give each its own")

@@ -45,7 +45,7 @@ local function load(id)
       'charged', 'deadline', 'bytes', 'prompt_tokens', 'tries', 'not_before', 'billed'}) do
     job[name] = tonumber(job[name] or 0)
   end
-  job.schema = tonumber(job.schema or 1)
+  job.schema = tonumber(job.schema or 1) or READS + 1 -- what is no number is nothing that we know
   return job
 end
 
