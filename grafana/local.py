@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from farm.settings import load_settings
-from grafana.writing import HERE
 
+HERE = Path(__file__).parent
 PROMETHEUS = "127.0.0.1:9090"
 EXPORTER = "127.0.0.1:9121"
 

@@ -63,7 +63,9 @@ class JobRoutes:
         query = call.query("state", "after", "limit")
         state = query.get("state")
         if state is not None and state not in STATES:
-            raise InvalidRequest("state", f"{state[:60]!r} is no state{nearest(state[:60], STATES)}")
+            raise InvalidRequest(
+                "state", f"{state[:60]!r} is no state{nearest(state[:60], STATES)}; there are {', '.join(STATES)}"
+            )
         limit = query.get("limit", str(PAGE))
         if not limit.isascii() or not limit.isdigit() or len(limit) > 9:
             raise InvalidRequest("limit", f"{limit[:60]!r} is no number of jobs; give 1 to {MAX_PAGE}")

@@ -47,8 +47,9 @@ def hopeless(
 def too_late(job: Submission, eta_s: float) -> DeadlineUnmeetable:
     """The error for a job whose deadline can't be met."""
     deadline_s = job.request.deadline_s or 0.0
+    about = f"{eta_s:,.0f}" if eta_s >= 10 else f"{eta_s:.2g}"
     return DeadlineUnmeetable(
-        f"deadline_s: the answer would take about {eta_s:,.0f} s, far more than {deadline_s:g}; give it more time or a "
+        f"deadline_s: the answer would take about {about} s, far more than {deadline_s:g}; give it more time or a "
         "higher priority, or submit when less is queued",
         eta_s,
         deadline_s,
