@@ -36,11 +36,11 @@ FROM python AS build
 # pip's own names, for a mirror or PyTorch's builds for CPUs. Where there is a password in it: --secret id=pip.conf.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-ENV PIP_CACHE_DIR=/root/.cache/pip
+ENV PIP_CACHE_DIR=/var/cache/pip
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 # A package with no code in it, for what it requires.
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv /tools \
  && /tools/bin/pip install --constraint constraints.txt hatchling \
  && mkdir farm workers api && touch README.md LICENSE farm/none workers/none api/none \
@@ -55,7 +55,7 @@ RUN /tools/bin/pip wheel --no-build-isolation --no-deps --wheel-dir /dist . \
 # ---- api
 
 FROM build AS api-packages
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /tools/bin/pip --python /opt/farm/bin/python3 install --constraint constraints.txt \
       "$(echo /requirements/*.whl)[api,system,s3]" \
  && /tools/bin/pip --python /opt/farm/bin/python3 uninstall --yes bloomfarm
@@ -77,7 +77,7 @@ CMD ["farm", "api"]
 # ---- flower
 
 FROM build AS flower-packages
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /tools/bin/pip --python /opt/farm/bin/python3 install --constraint constraints.txt \
       "$(echo /requirements/*.whl)[flower]" \
  && /tools/bin/pip --python /opt/farm/bin/python3 uninstall --yes bloomfarm
@@ -101,7 +101,7 @@ CMD ["farm", "flower"]
 # ---- worker-cpu: the engine's C++ compiled here for three kinds of CPU, since the image has no compiler
 
 FROM build AS cpu-packages
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /tools/bin/pip --python /opt/farm/bin/python3 install --constraint constraints.txt \
       "$(echo /requirements/*.whl)[worker]" \
  && /tools/bin/pip --python /opt/farm/bin/python3 uninstall --yes bloomfarm
@@ -151,7 +151,7 @@ LABEL org.opencontainers.image.vendor="Bloomfarm" \
 FROM cuda AS cuda-build
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-ENV PIP_CACHE_DIR=/root/.cache/pip
+ENV PIP_CACHE_DIR=/var/cache/pip
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3-venv \
  && rm -rf /var/lib/apt/lists/* \
@@ -162,7 +162,7 @@ COPY constraints.txt ./
 
 FROM cuda-build AS worker-packages
 COPY --from=build /requirements /requirements
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /tools/bin/pip --python /opt/farm/bin/python3 install --constraint constraints.txt \
       "$(echo /requirements/*.whl)[worker]" \
  && /tools/bin/pip --python /opt/farm/bin/python3 uninstall --yes bloomfarm
