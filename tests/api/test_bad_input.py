@@ -275,4 +275,4 @@ def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
         answer = read(sock)
     assert answer.count(b"HTTP/1.1 200 OK") == 5
     assert answer.count(b"HTTP/1.1 404") == 1
-    assert answer.index(b"404") > answer.rindex(b"200 OK")
+    assert answer.index(b"HTTP/1.1 404") > answer.rindex(b"HTTP/1.1 200")
