@@ -27,7 +27,7 @@ def proxy(server: EmbeddedServer, client: redis.Redis) -> Iterator[FaultProxy]:
 def through(proxy: FaultProxy) -> Iterator[redis.Redis]:
     """A client that asks through the proxy, once, and has a connection."""
     with redis.Redis.from_url(
-        proxy.url, decode_responses=True, socket_timeout=0.3, retry=Retry(NoBackoff(), 0)
+        proxy.url, decode_responses=True, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)
     ) as connection:
         connection.ping()
         yield connection
