@@ -23,6 +23,7 @@ from farm.settings import Settings
 log = structlog.get_logger(__name__)
 
 WEIGH_S = 1.0  # how often the server's memory is looked at
+GROUP = 8  # messages sent together: few, so that an idle worker begins on the first while the rest are made
 
 
 class Keeper:
@@ -103,7 +104,7 @@ class Keeper:
             return
         task = self._app.tasks[TASK]
         pool: Any = self._app.producer_pool  # its stubs lack batch
-        with pool.acquire(block=True) as producer, producer.batch(max_size=256):
+        with pool.acquire(block=True) as producer, producer.batch(max_size=GROUP):
             for message in messages:
                 task.apply_async(producer=producer, **_envelope(message))
 

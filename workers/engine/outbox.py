@@ -5,7 +5,7 @@ Knows no connection and no clock.
 
 from __future__ import annotations
 
-from workers.engine.protocol import BEAT_S, GATHER_S, Emitted, Event
+from workers.engine.protocol import BEAT_S, GATHER_S, Admitted, Emitted, Event
 
 
 class Outbox:
@@ -26,7 +26,7 @@ class Outbox:
             else:
                 self._last[event.id] = len(self._events)
                 self._events.append(event)
-            self._is_urgent |= not isinstance(event, Emitted)
+            self._is_urgent |= not isinstance(event, Admitted | Emitted)
 
     def forget(self, id: str) -> None:
         """Drop what was to be said about a job."""
@@ -34,7 +34,7 @@ class Outbox:
         self._last = {event.id: i for i, event in enumerate(self._events)}
 
     def is_due(self, silence_s: float) -> bool:
-        """Whether to report after so long a silence. What frees a slot or answers an Add goes at once."""
+        """Whether to report after so long a silence. What frees a slot goes at once."""
         return self._is_urgent or silence_s >= (GATHER_S if self._events else BEAT_S)
 
     def take(self) -> list[Event]:
