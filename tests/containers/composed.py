@@ -25,6 +25,8 @@ from tests.k8s.pods import LOOPBACK, programs
 
 COMPOSE = REPOSITORY / "compose.yaml"
 OWNED = "owned"
+NOWHERE = "/dev/null/home"
+"""Where not even root can write."""
 Object = dict[str, Any]
 
 
@@ -175,7 +177,14 @@ class Composed:
             if f"{service}:{at}" in self.ports and (name in made or at != "8080"):
                 made[name] = str(self.ports[f"{service}:{at}"])
         made = {name: LOOPBACK if text == "0.0.0.0" else text for name, text in made.items()}  # noqa: S104
-        return {**clean_environ(), **made, "PATH": self.path, **_warm()}
+        return {**clean_environ(), **made, "PATH": self.path, **self._home(service)}
+
+    def _home(self, service: str) -> dict[str, str]:
+        """The user's home, which an image has in /cache: nobody can write there unless something is mounted."""
+        if "/cache" not in self._places(service):
+            return {"HOME": NOWHERE, "XDG_CACHE_HOME": NOWHERE}
+        # The image has its kernels compiled; here the developer's cache has them.
+        return {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))}
 
     def _here(self, service: str, text: str) -> str:
         """A text with the container's folders, names and ports replaced by ours."""
@@ -210,8 +219,3 @@ class Composed:
                     text = self._here(service, conf.read_text(encoding="utf-8"))
                     text = text.replace("port 6379", f"bind {LOOPBACK}\nport {self.ports['redis:6379']}")
                     conf.write_text(text, encoding="utf-8")
-
-
-def _warm() -> dict[str, str]:
-    """The image has its kernels compiled; here the developer's cache has them."""
-    return {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))}

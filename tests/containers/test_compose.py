@@ -144,21 +144,24 @@ def test_mounted_files_are_there() -> None:
 
 
 def test_prometheus_asks_who_is_there() -> None:
-    """Prometheus' file is valid, and each target is a service and a port on which it answers metrics."""
+    """Prometheus' file is valid, and it can reach every service that it asks."""
     promtool = tool("promtool", "prometheus")
     done = subprocess.run(
         [str(promtool), "check", "config", str(PROMETHEUS)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    jobs = yaml.safe_load(PROMETHEUS.read_text(encoding="utf-8"))["scrape_configs"]
-    static = {target for job in jobs for group in job.get("static_configs", []) for target in group["targets"]}
-    found = {
-        f"{name}:{group['port']}" for job in jobs for group in job.get("dns_sd_configs", []) for name in group["names"]
-    }
-    assert static | found == {"api:8080", "flower:5555", "redis-exporter:9121", "worker:8080", "system:8080"}
     networks = set(services()["prometheus"]["networks"])
-    for target in static | found:
+    for target in _scraped().values():
         assert networks & set(services()[target.partition(":")[0]]["networks"]), target
+
+
+def _scraped() -> dict[str, str]:
+    """The service and port that each of Prometheus' jobs asks."""
+    found = {}
+    for job in yaml.safe_load(PROMETHEUS.read_text(encoding="utf-8"))["scrape_configs"]:
+        [group] = job.get("static_configs", []) + job.get("dns_sd_configs", [])
+        [found[job["job_name"]]] = group.get("targets") or [f"{name}:{group['port']}" for name in group["names"]]
+    return found
 
 
 def test_grafana_is_told_what_its_files_ask_for() -> None:
@@ -246,10 +249,24 @@ def test_what_is_kept_is_on_disk(farm: Composed) -> None:
     assert "NOAUTH" in subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False).stdout
 
 
+@pytest.mark.parametrize(
+    ("job", "metric"),
+    [
+        ("farm-worker", "farm_engine_steps_total"),
+        ("farm-system", "farm_queue_depth"),
+        ("farm-api", "farm_http_requests_total"),
+        ("farm-flower", "flower_events_total"),
+    ],
+)
+def test_prometheus_gets_its_metrics(farm: Composed, job: str, metric: str) -> None:
+    """What each of Prometheus' jobs asks gives it metrics, without a key."""
+    assert f"# TYPE {metric} " in farm.page(farm.ports[_scraped()[job]], "/metrics")
+
+
 def test_the_exporter_logs_in(farm: Composed) -> None:
     """Prometheus' exporter finds the monitor's password in the file that was made for it."""
     exporter = tool("prometheus-redis-exporter", "prometheus-redis-exporter")
-    port = farm.ports["redis-exporter:9121"]
+    port = farm.ports[_scraped()["farm-redis"]]
     farm.start("redis-exporter", str(exporter), f"-web.listen-address={LOOPBACK}:{port}")
     assert "\nredis_up 1\n" in farm.page(port, "/metrics")
 

@@ -172,7 +172,8 @@ def _files(root: Path) -> set[tuple[str, int]]:
 
 @pytest.mark.parametrize("container", ["flower"], indirect=True)
 def test_flower_from_its_image_answers(container: Container, jobs: Jobs) -> None:
-    """Flower in its image starts with a password and not without one, is healthy, and ends at SIGTERM."""
+    """Flower in its image starts with a password and not without one, is healthy, writes nothing
+    outside /tmp and ends at SIGTERM."""
     url = jobs.settings.redis.url
     assert url is not None
     port = free_port()
@@ -180,7 +181,9 @@ def test_flower_from_its_image_answers(container: Container, jobs: Jobs) -> None
     refused = container.ask("farm", "flower", **shared)
     assert refused.returncode != 0
     assert "FLOWER_BASIC_AUTH" in refused.stderr
+    before = _files(container.root)
     container.start(**shared, FARM_FLOWER__HOST="127.0.0.1", FLOWER_BASIC_AUTH="flower:secret")
     wait_until(lambda: container.is_healthy(**shared) or _is_over(container), why=container.log, timeout_s=60)
     assert not _is_over(container), container.log
     assert container.stop() == 0, container.log
+    assert _files(container.root) == before, "with a read-only root it would have failed"
