@@ -1,0 +1,1 @@
+"""Steps on GPUs: Triton kernels over pages, static buffers and graphs, sampling on the device, and steps run ahead."""

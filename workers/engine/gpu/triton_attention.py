@@ -1,0 +1,91 @@
+"""Attention over pages by the Triton kernels. Imports Triton, which comes with torch's CUDA builds alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+from torch import Tensor
+
+from workers.engine.gpu.attention import Chunks
+from workers.engine.gpu.kernels import combine_kernel, decode_kernel, prefill_kernel
+from workers.engine.kv.paged import PAGE
+
+SPLIT = 256
+"""Keys of one decode program. It is the same at every batch size, so that no row's sums follow its neighbours."""
+BLOCK = 32
+"""Keys at a time, of decode rows and of chunks."""
+QUERIES = 64
+"""Rows of a chunk in one program."""
+
+
+class TritonAttention:
+    """Implements ``attention.Attention``."""
+
+    name = "triton"
+    is_static = True
+
+    def decode(
+        self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor
+    ) -> None:
+        """See ``Attention``. The grid follows the tables' width, not the lengths, so that a graph may hold it."""
+        rows, heads, _, head_dim = qkv.shape
+        splits = -(-tables.shape[1] * PAGE // SPLIT)
+        parts = torch.empty(rows, heads, splits, head_dim, dtype=torch.float32, device=qkv.device)
+        weights = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=qkv.device)
+        decode_kernel[(rows, heads, splits)](
+            qkv,
+            pages,
+            tables,
+            lengths,
+            slopes,
+            parts,
+            weights,
+            1.0 / math.sqrt(head_dim),
+            tables.stride(0),
+            lengths.stride(0),
+            pages.stride(0),
+            HEADS=heads,
+            HEAD_DIM=head_dim,
+            WIDTH=_width(head_dim),
+            PAGE=PAGE,
+            SPLIT=SPLIT,
+            BLOCK=BLOCK,
+        )
+        combine_kernel[(rows * heads,)](
+            parts,
+            weights,
+            out,
+            splits,
+            HEAD_DIM=head_dim,
+            WIDTH=_width(head_dim),
+            SPLITS=triton.next_power_of_2(splits),
+        )
+
+    def prefill(self, qkv: Tensor, pages: Tensor, chunks: Chunks, slopes: Tensor, out: Tensor) -> None:
+        """See ``Attention``. No scores or biases are held in memory."""
+        _, heads, _, head_dim = qkv.shape
+        tiles = triton.cdiv(max(count for _, _, count in chunks.known), QUERIES)
+        prefill_kernel[(tiles, heads, len(chunks.known))](
+            qkv,
+            pages,
+            chunks.tables,
+            chunks.spans,
+            slopes,
+            out,
+            1.0 / math.sqrt(head_dim),
+            chunks.tables.stride(0),
+            pages.stride(0),
+            HEADS=heads,
+            HEAD_DIM=head_dim,
+            WIDTH=_width(head_dim),
+            PAGE=PAGE,
+            QUERIES=QUERIES,
+            BLOCK=BLOCK,
+        )
+
+
+def _width(head_dim: int) -> int:
+    """A power of two that holds a head, and that tl.dot takes."""
+    return max(16, int(triton.next_power_of_2(head_dim)))
