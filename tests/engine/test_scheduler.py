@@ -31,12 +31,13 @@ class Schedules(RuleBasedStateMachine):
     """
 
     depth = 1
+    lookahead = 0
     kind: type[ContiguousKV] | type[PagedKV] = ContiguousKV
 
     def __init__(self) -> None:
         super().__init__()
         self.kv = self.kind(CAPACITY)
-        self.scheduler = Scheduler(SLOTS, self.kv, BUDGET, self.depth)
+        self.scheduler = Scheduler(SLOTS, self.kv, BUDGET, self.depth, self.lookahead)
         self.added: list[Sequence] = []
         self.in_flight: deque[Step] = deque()
 
@@ -56,7 +57,7 @@ class Schedules(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
-        while len(self.in_flight) < self.depth and self._submit():
+        while len(self.in_flight) < self.depth + self.lookahead and self._submit():
             pass
         assert self.in_flight or not (self.scheduler.running or self.scheduler.waiting)
         if self.in_flight:
@@ -76,19 +77,29 @@ class Schedules(RuleBasedStateMachine):
     def grow(self) -> None:
         self.scheduler.grow()
 
+    def token(self, _: Sequence) -> int:
+        """What a sequence generates next."""
+        return 0
+
+    def ends(self, _: Sequence) -> bool:
+        """Whether a sequence's newest token ended it."""
+        return False
+
     def _submit(self) -> bool:
+        running = len(self.scheduler.running)
         step = self.scheduler.schedule()
         if step is None:
             return False
         assert 0 < sum(chunk.count for chunk in step.chunks) <= BUDGET or step.decodes
         busy = [*step.decodes, *(chunk.sequence for chunk in step.chunks)]
         assert len(busy) == len(set(map(id, busy)))
-        assert not any(id(s) in map(id, busy) for other in self.in_flight for s in _busy(other))
-        assert len(step.decodes) <= -(-len(self.scheduler.running) // self.depth)
+        if not self.lookahead:
+            assert not any(id(s) in map(id, busy) for other in self.in_flight for s in _busy(other))
+        assert len(step.decodes) <= -(-running // self.depth)
         for sequence in busy:
-            assert _holds(sequence) >= sequence.computed + 1
-        for chunk in step.chunks:
-            assert _holds(chunk.sequence) >= chunk.sequence.computed + chunk.count
+            assert _holds(sequence) >= sequence.computed + sequence.in_flight > sequence.computed
+            # Tokens that can't come are not computed.
+            assert sequence.next_index < sequence.params.max_tokens
         self.in_flight.append(step)
         return True
 
@@ -100,8 +111,8 @@ class Schedules(RuleBasedStateMachine):
             if sequence.place is None:
                 continue
             assert sequence.pending == 0
-            sequence.append(0)
-            if sequence.is_complete:
+            sequence.append(self.token(sequence))
+            if sequence.is_complete or self.ends(sequence):
                 self.scheduler.remove(sequence)
 
     @invariant()
@@ -300,13 +311,13 @@ def test_the_pace_follows_what_steps_take() -> None:
     decode = Step([_sequence([1])], [])
     assert pacer.tokens == 16
     pacer.observe(decode, 0.010)
-    pacer.observe(Step(decode.decodes, [Chunk(_sequence([1] * 20), 20)]), 0.020)
+    pacer.observe(Step(decode.decodes, [Chunk(_sequence([1] * 20), 20, True)]), 0.020)
     assert pacer.tokens == 40
     for _ in range(40):
-        pacer.observe(Step(decode.decodes, [Chunk(_sequence([1] * 20), 20)]), 0.210)
+        pacer.observe(Step(decode.decodes, [Chunk(_sequence([1] * 20), 20, True)]), 0.210)
     assert pacer.tokens == 16, "never less than what is worth a step"
     for _ in range(40):
-        pacer.observe(Step(decode.decodes, [Chunk(_sequence([1] * 20), 20)]), 0.010)
+        pacer.observe(Step(decode.decodes, [Chunk(_sequence([1] * 20), 20, True)]), 0.010)
     assert pacer.tokens == 128, "never more than the budget"
 
 

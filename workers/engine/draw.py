@@ -33,25 +33,36 @@ class Cut:
     top_p: float = 1.0
 
 
-def draw(logits: Tensor, cuts: list[Cut], points: list[float]) -> list[int]:
-    """Draw one token per row. logits: fp32 [rows, vocab], finite at its highest; points: a number in (0, 1) per row."""
-    vocab = logits.shape[1]
+def draw(logits: Tensor, cuts: list[Cut], points: list[float]) -> Tensor:
+    """Draw one token per row: int64 [rows], on the device of the logits.
+
+    logits: fp32 [rows, vocab], finite at its highest; points: a number in (0, 1) per row. The host waits for the device
+    where a top_p stands without a usable top_k: such a row may need another way to draw.
+    """
+    vocab, device = logits.shape[1], logits.device
     logits = logits - logits.max(-1, keepdim=True).values  # the likeliest token is at 0
-    logits /= torch.tensor([max(cut.temperature, LEAST_TEMPERATURE) for cut in cuts])[:, None]
-    tokens = [0] * len(cuts)
+    logits /= on_device([max(cut.temperature, LEAST_TEMPERATURE) for cut in cuts], device)[:, None]
+    tokens = torch.zeros(len(cuts), dtype=torch.int64, device=device)
     short = [row for row, cut in enumerate(cuts) if 0 < cut.top_k <= min(MOST_CANDIDATES, vocab - 1) or cut.top_p < 1]
     whole = sorted({*range(len(cuts))}.difference(short))
     if short:
-        drawn, left = _draw_short(logits[short], [cuts[row] for row in short], [points[row] for row in short])
-        for row, token in zip(short, drawn, strict=True):
-            tokens[row] = token
-        whole += [short[i] for i in left]
+        rows = on_device(short, device)
+        drawn, left = _draw_short(logits[rows], [cuts[row] for row in short], [points[row] for row in short])
+        tokens[rows] = drawn
+        if left is not None:
+            whole += [short[i] for i in left.nonzero()[:, 0].tolist()]
     for row in whole:
         _cut_whole(logits[row], cuts[row])
     if whole:
-        for row, token in zip(whole, _draw_whole(logits[whole], [points[row] for row in whole]), strict=True):
-            tokens[row] = token
+        rows = on_device(whole, device)
+        tokens[rows] = _draw_whole(logits[rows], [points[row] for row in whole])
     return tokens
+
+
+def on_device(values: list[int] | list[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A list as a tensor there. A GPU takes it when it gets to it: the host does not wait."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -69,28 +80,35 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best.values, nearest.gather(1, best.indices // CHUNK) * CHUNK + best.indices % CHUNK
 
 
-def _draw_short(logits: Tensor, cuts: list[Cut], points: list[float]) -> tuple[list[int], list[int]]:
-    """Draw from short lists of candidates; also returns the rows, by number, whose list did not hold all they keep."""
-    vocab = logits.shape[1]
+def _draw_short(logits: Tensor, cuts: list[Cut], points: list[float]) -> tuple[Tensor, Tensor | None]:
+    """Draw from short lists of candidates: int64 [rows].
+
+    Also returns which rows' lists did not hold all that they keep, bool [rows]; None if it can't be any.
+    """
+    vocab, device = logits.shape[1], logits.device
     # A row without a usable top_k gets all of the list, and its nucleus must lie within.
     ks = [cut.top_k if 0 < cut.top_k <= MOST_CANDIDATES else vocab for cut in cuts]
     count = min(vocab, max(NUCLEUS_CANDIDATES if k == vocab else k for k in ks))
-    k, p = torch.tensor(ks), torch.tensor([cut.top_p for cut in cuts], dtype=torch.float64)
+    k, p = on_device(ks, device), on_device([cut.top_p for cut in cuts], device, torch.float64)
     values, ids = top(logits, count)
-    weights = values.double().exp_().masked_fill_(torch.arange(count) >= k[:, None], 0.0)  # [rows, count]
+    places = torch.arange(count, device=device)
+    weights = values.double().exp_().masked_fill_(places >= k[:, None], 0.0)  # [rows, count]
     total = weights.sum(-1)
     open_rows = [row for row, cut in enumerate(cuts) if ks[row] == vocab]
     if open_rows:
-        total[open_rows] = logits[open_rows].exp_().sum(-1, dtype=torch.float64)
+        rows = on_device(open_rows, device)
+        total[rows] = logits[rows].exp_().sum(-1, dtype=torch.float64)
     goal = p * total
     reached = weights.cumsum(-1)
     # Kept up to the token that reaches the goal.
-    weights.masked_fill_((reached - weights >= goal[:, None]) & (torch.arange(count) > 0), 0.0)
-    large = torch.tensor([cut.top_k > MOST_CANDIDATES for cut in cuts])
-    left = ((k >= vocab) & (large | (reached[:, -1] < goal)) & (count < vocab)).nonzero()[:, 0].tolist()
+    weights.masked_fill_((reached - weights >= goal[:, None]) & (places > 0), 0.0)
+    left = None
+    if open_rows and count < vocab:
+        large = on_device([cut.top_k > MOST_CANDIDATES for cut in cuts], device)
+        left = (k >= vocab) & (large | (reached[:, -1] < goal))
     ids, order = ids.sort(-1)
     below = weights.gather(1, order).cumsum(-1)
-    return ids.gather(1, _search(below, points)[:, None])[:, 0].tolist(), left
+    return ids.gather(1, _search(below, on_device(points, device, torch.float64))[:, None])[:, 0], left
 
 
 def _cut_whole(logits: Tensor, cut: Cut) -> None:
@@ -110,23 +128,27 @@ def _cut_whole(logits: Tensor, cut: Cut) -> None:
         logits.masked_fill_(logits < low, -math.inf)
 
 
-def _draw_whole(logits: Tensor, points: list[float]) -> list[int]:
-    """Draw from whole rows, overwritten: first the chunk, by the chunks' sums, then the token within it."""
+def _draw_whole(logits: Tensor, points: list[float]) -> Tensor:
+    """Draw from whole rows, overwritten: first the chunk, by the chunks' sums, then the token within it. [rows]."""
+    point = on_device(points, logits.device, torch.float64)
     weights = _chunks(logits).exp_()  # [rows, chunks, CHUNK]
     sums = weights.sum(-1, dtype=torch.float64)  # [rows, chunks]
     below = sums.cumsum(-1)
-    chunk = _search(below, points)[:, None]  # [rows, 1]
+    chunk = _search(below, point)[:, None]  # [rows, 1]
     inside = weights.gather(1, chunk[:, :, None].expand(-1, -1, CHUNK))[:, 0].double().cumsum(-1)  # [rows, CHUNK]
     # How far into its chunk the point lies.
-    rest = torch.tensor(points, dtype=torch.float64)[:, None] * below[:, -1:] - (below - sums).gather(1, chunk)
-    part = (rest / sums.gather(1, chunk)).clamp_(0.0, 1.0 - 2**-53)[:, 0].tolist()
-    return (chunk[:, 0] * CHUNK + _search(inside, part)).tolist()
+    rest = point[:, None] * below[:, -1:] - (below - sums).gather(1, chunk)
+    part = (rest / sums.gather(1, chunk)).clamp_(0.0, 1.0 - 2**-53)[:, 0]
+    return chunk[:, 0] * CHUNK + _search(inside, part)
 
 
-def _search(below: Tensor, points: list[float]) -> Tensor:
-    """The first place whose sum exceeds each row's point, as a part of the whole: one of weight above 0. [rows]."""
+def _search(below: Tensor, points: Tensor) -> Tensor:
+    """The first place whose sum exceeds each row's point, as a part of the whole: one of weight above 0. [rows].
+
+    points: fp64 [rows].
+    """
     total = below[:, -1:]
-    goal = torch.tensor(points, dtype=torch.float64)[:, None] * total
+    goal = points[:, None] * total
     # A point next to 1 may round up to the total itself, which no sum exceeds.
     goal = goal.minimum(total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(below, goal, right=True)[:, 0]

@@ -71,11 +71,15 @@ class Model(Protocol):
     def depth(self) -> int:
         """How many steps in flight keep all its stages busy."""
 
+    @property
+    def lookahead(self) -> int:
+        """How many further steps it takes whose tokens follow on others that are not known yet."""
+
     def memory(self) -> KVManager:
         """The bookkeeping of its KV cache, empty."""
 
     def submit(self, step: Step) -> None:
-        """Begin a step; at most ``depth`` are in flight."""
+        """Begin a step; at most ``depth`` and ``lookahead`` are in flight."""
 
     def collect(self) -> Result:
         """Wait for the oldest step in flight. Raises OutOfMemory, after which every other step is to be dropped."""
@@ -106,7 +110,7 @@ class Engine:
         self.ready = model.ready
         self.steps = 0
         self._clock = clock
-        self._scheduler = Scheduler(self.ready.slots, model.memory(), prefill_budget, model.depth)
+        self._scheduler = Scheduler(self.ready.slots, model.memory(), prefill_budget, model.depth, model.lookahead)
         self._pacer = Pacer(slowdown, prefill_budget)
         self._in_flight: deque[Step] = deque()
         self._out_of_memory = 0
@@ -206,7 +210,7 @@ class Engine:
 
     def _fill(self) -> None:
         """Put steps in flight, as many as the model's stages can work on."""
-        while len(self._in_flight) < self.model.depth:
+        while len(self._in_flight) < self.model.depth + self.model.lookahead:
             self._scheduler.pace = self._pacer.tokens
             step = self._scheduler.schedule()
             if step is None:

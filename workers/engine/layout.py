@@ -6,7 +6,7 @@ Knows no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from workers.engine.kv.arena import Block
 from workers.engine.kv.manager import Copy
@@ -27,7 +27,8 @@ class Span:
 class Layout:
     """The rows of a step, those of the first ``decodes`` spans being single tokens.
 
-    ids: a token id per row.  sampled: the rows that give a token, decode rows first.
+    ids: a token id per row; 0 where a step in flight is to give it, the rows of ``unknown``.
+    sampled: the rows that give a token, decode rows first.
     """
 
     ids: list[int]
@@ -35,6 +36,7 @@ class Layout:
     decodes: int
     sampled: list[int]
     copies: list[Copy]
+    unknown: list[int] = field(default_factory=list)
 
 
 def in_memory_order(step: Step) -> Step:
@@ -43,17 +45,20 @@ def in_memory_order(step: Step) -> Step:
 
 
 def lay_out(step: Step) -> Layout:
-    """Turn a step into rows, in its own order."""
-    ids = [sequence.tokens[sequence.computed] for sequence in step.decodes]
-    spans = [Span(_held(sequence), sequence.computed) for sequence in step.decodes]
+    """Turn the step that was just scheduled into rows, in its own order."""
+    positions = [sequence.computed + sequence.in_flight - 1 for sequence in step.decodes]
+    pairs = list(zip(step.decodes, positions, strict=True))
+    unknown = [row for row, (sequence, position) in enumerate(pairs) if position >= len(sequence.tokens)]
+    ids = [sequence.tokens[at] if at < len(sequence.tokens) else 0 for sequence, at in pairs]
+    spans = [Span(_held(sequence), at) for sequence, at in pairs]
     sampled = list(range(len(ids)))
     for chunk in step.chunks:
-        start = chunk.sequence.computed
+        start = chunk.sequence.computed + chunk.sequence.in_flight - chunk.count
         ids += chunk.sequence.tokens[start : start + chunk.count]
         spans.append(Span(_held(chunk.sequence), start, chunk.count))
         if chunk.completes:
             sampled.append(len(ids) - 1)
-    return Layout(ids, spans, len(step.decodes), sampled, step.copies)
+    return Layout(ids, spans, len(step.decodes), sampled, step.copies, unknown)
 
 
 def _held(sequence: Sequence) -> Place:

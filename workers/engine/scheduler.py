@@ -17,15 +17,14 @@ LEAST_BUDGET = 16
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next ``count`` tokens of a prompt, computed in one step."""
+    """The next ``count`` tokens of a prompt, computed in one step.
+
+    ``completes``: the prompt is whole with it, so that its last row gives the next token.
+    """
 
     sequence: Sequence
     count: int
-
-    @property
-    def completes(self) -> bool:
-        """Whether the prompt is whole with it, so that its last row gives the next token."""
-        return self.count == self.sequence.pending
+    completes: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Step:
 
     @property
     def sampled(self) -> list[Sequence]:
-        """Sequences that get a token from this step, in the order of its rows. As of before ``complete``."""
+        """Sequences that get a token from this step, in the order of its rows."""
         return [*self.decodes, *(chunk.sequence for chunk in self.chunks if chunk.completes)]
 
 
@@ -53,10 +52,14 @@ class Scheduler:
     its next token, the youngest that is not in flight is preempted: it gives its memory back and waits to be computed
     again, with all its tokens. The head of the queue is never overtaken, so none is starved.
 
-    With ``depth`` steps in flight each takes its share of the decoding sequences, so that all stages have work.
+    With ``depth`` steps in flight each takes its share of the decoding sequences, so that all stages have work. With a
+    ``lookahead`` so many further steps follow them, for tokens whose predecessors are not known yet. Those cost nobody
+    memory; where it runs short, everyone younger stands still until the youngest is not in flight.
     """
 
-    def __init__(self, slots: int, kv: KVManager, prefill_budget: int, depth: int = 1) -> None:
+    def __init__(
+        self, slots: int, kv: KVManager, prefill_budget: int, depth: int = 1, lookahead: int = 0
+    ) -> None:
         self.kv = kv
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -68,6 +71,9 @@ class Scheduler:
         self._slots = self._most_slots = slots
         self._budget = self._most_budget = prefill_budget
         self._depth = depth
+        self._lookahead = lookahead
+        self._is_short = False
+        self._steps = 0
         self._arrivals = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -96,18 +102,18 @@ class Scheduler:
         step = Step(decodes, self._chunks(decodes, admitted))
         if not step.tokens:
             return None
-        for sequence in (*decodes, *(chunk.sequence for chunk in step.chunks)):
-            sequence.in_flight = True
+        self._steps += 1
+        for sequence, count in _counts(step):
+            sequence.in_flight += count
+            sequence.turn = self._steps
         step.copies.extend(self.kv.take_copies())
         return step
 
     def complete(self, step: Step) -> None:
         """Note that a step's tokens are in the KV cache."""
-        counts = [(sequence, 1) for sequence in step.decodes]
-        counts += [(chunk.sequence, chunk.count) for chunk in step.chunks]
-        for sequence, count in counts:
-            sequence.in_flight = False
+        for sequence, count in _counts(step):
             if sequence.place is not None:
+                sequence.in_flight -= count
                 sequence.computed += count
                 self.kv.share(sequence)
 
@@ -134,17 +140,33 @@ class Scheduler:
         """This step's share of the decoding sequences, each with memory for its next token."""
         share = -(-len(self.running) // self._depth)
         decodes: list[Sequence] = []
-        for sequence in [*self.running]:
-            if len(decodes) == share:
+        self._is_short = False
+        ready = [s for s in self.running if not s.in_flight and s.unscheduled == 1]
+        if self._lookahead:
+            # Whose turn is longest ago runs ahead first: with several stages, its token is known first.
+            ready += sorted((s for s in self.running if self._runs_ahead(s)), key=_turn)
+        for sequence in ready:
+            if len(decodes) == share or self._is_short:
                 break
-            is_ready = sequence.place is not None and not sequence.in_flight and sequence.pending == 1
-            if is_ready and self._make_room(sequence):
+            if sequence.place is not None and self._make_room(sequence):
                 decodes.append(sequence)
         return decodes
 
+    def _runs_ahead(self, sequence: Sequence) -> bool:
+        """Whether one in flight has another token to compute, known or not."""
+        left = sequence.unscheduled
+        is_within = left == 1 or (-self._lookahead < left < 1 and sequence.may_run_ahead)
+        return sequence.in_flight > 0 and is_within
+
     def _make_room(self, sequence: Sequence) -> bool:
-        """Find memory for its next token, at the cost of younger sequences. False if it had to give way itself."""
+        """Find memory for its next token, at the cost of younger sequences. False if it had to give way itself, or has
+        to wait."""
         while not self.kv.extend(sequence):
+            if sequence.in_flight:
+                return False
+            if self._lookahead and self.running[-1].in_flight:
+                self._is_short = True
+                return False
             youngest = next(other for other in reversed(self.running) if not other.in_flight)
             self._preempt(youngest)
             if youngest is sequence:
@@ -156,7 +178,7 @@ class Scheduler:
         self.kv.release(sequence)
         sequence.peak = max(sequence.peak, sequence.computed)
         sequence.computed = 0
-        sequence.in_flight = False
+        sequence.in_flight = 0
         insort(self.waiting, sequence, key=_age)
         self.preemptions += 1
 
@@ -177,19 +199,30 @@ class Scheduler:
         # Those in flight wait for this step as well.
         is_beside = bool(decodes) or any(s.in_flight and s.pending == 1 for s in self.running)
         for sequence in self.running:
+            pending = sequence.unscheduled
             # All but the last token of a new one may have been cached.
-            is_prompt = sequence.pending > 1 or (sequence.pending == 1 and sequence in admitted)
-            if sequence.in_flight or not is_prompt:
+            is_prompt = pending > 1 or (pending == 1 and sequence in admitted)
+            waits = sequence.in_flight > 0 and (not self._lookahead or self._is_short)
+            if waits or not is_prompt:
                 continue
             is_long = is_beside and len(sequence.tokens) > self._most_budget
-            count = min(sequence.pending, paced if is_long else budget)
+            count = min(pending, paced if is_long else budget)
             if count <= 0:
                 continue
-            chunks.append(Chunk(sequence, count))
+            chunks.append(Chunk(sequence, count, count == pending))
             budget -= count
             paced = min(paced - count if is_long else paced, budget)
         return chunks
 
 
+def _counts(step: Step) -> list[tuple[Sequence, int]]:
+    """How many tokens of which sequence a step computes."""
+    return [(s, 1) for s in step.decodes] + [(chunk.sequence, chunk.count) for chunk in step.chunks]
+
+
 def _age(sequence: Sequence) -> int:
     return sequence.arrival
+
+
+def _turn(sequence: Sequence) -> int:
+    return sequence.turn

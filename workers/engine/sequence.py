@@ -29,8 +29,8 @@ class Sequence:
 
     ``tokens`` is prompt, resumed and new tokens in a row; the first ``computed`` of them are in the KV cache, at
     ``place``. ``stop_ids`` end the text; ``deadline`` is a reading of the monotonic clock in seconds. ``scope`` parts
-    those who may share cached prefixes. ``arrival`` orders sequences by age. A sequence is in flight while a step that
-    computes tokens of it has not been collected. ``peak`` is how many tokens had been computed when it was preempted
+    those who may share cached prefixes. ``arrival`` orders sequences by age. ``in_flight`` counts its tokens in steps
+    that have not been collected, ``turn`` is the number of the last such step. ``peak`` is how many tokens had been computed when it was preempted
     last; ``is_resumed``: an earlier attempt has computed its prompt.
     """
 
@@ -44,7 +44,8 @@ class Sequence:
     arrival: int = 0
     computed: int = 0
     place: Place | None = None
-    in_flight: bool = False
+    in_flight: int = 0
+    turn: int = 0
     peak: int = 0
     is_resumed: bool = False
     block_names: list[bytes] = field(default_factory=list, repr=False)
@@ -59,6 +60,24 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that are not in the KV cache yet: 1 while decoding, more during prefill."""
         return len(self.tokens) - self.computed
+
+    @property
+    def unscheduled(self) -> int:
+        """Known tokens that no step has taken yet; below 1, tokens that steps in flight will give stand in between."""
+        return self.pending - self.in_flight
+
+    @property
+    def next_index(self) -> int:
+        """Which token of the output its last step in flight gives."""
+        return self.computed + self.in_flight - self.prompt_tokens
+
+    @property
+    def may_run_ahead(self) -> bool:
+        """Whether its next token can be computed before the last one is known: not if that one is surely the last, nor
+        if penalties, which count tokens, apply."""
+        params = self.params
+        is_penalized = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+        return not is_penalized and self.next_index + 1 < params.max_tokens
 
     @property
     def kv_tokens(self) -> int:

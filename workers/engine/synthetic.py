@@ -45,6 +45,7 @@ class Synthetic:
 
     eos_ids: frozenset[int] = frozenset()
     depth = 1
+    lookahead = 0
 
     def __init__(self, engine: EngineSettings) -> None:
         kv_tokens = engine.max_slots * block_size(engine.max_context)

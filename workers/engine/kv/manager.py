@@ -45,7 +45,10 @@ class KVManager(Protocol):
         """
 
     def extend(self, sequence: Sequence) -> bool:
-        """See that a running sequence has memory for one token more than are computed. False if there is none."""
+        """See that a running sequence has memory for one token more than are computed. False if there is none.
+
+        Pages count tokens in flight as computed; a contiguous block's sequence is never in flight here.
+        """
 
     def share(self, sequence: Sequence) -> None:
         """Offer the full blocks of its computed tokens to sequences that begin with the same tokens."""

@@ -52,7 +52,7 @@ class PagedKV:
 
     def extend(self, sequence: Sequence) -> bool:
         table = _pages(sequence).table
-        if sequence.computed < len(table) * PAGE:
+        if sequence.computed + sequence.in_flight < len(table) * PAGE:
             return True
         if not (self._free or self._idle):
             return False
