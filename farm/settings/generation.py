@@ -36,6 +36,9 @@ class EngineSettings(Group):
     """Memory for keys and values. Unset: what all slots need, up to a quarter of the free memory."""
     kv_layout: Literal["auto", "contiguous", "paged"] = "auto"
     """How keys and values lie: in one piece per sequence, best on CPUs, or in pages of 16 tokens, best on GPUs."""
+    lookahead: int | None = Field(None, ge=0, le=1)
+    """Steps begun before the tokens of the one before are known, so that a GPU need not wait for its host; over pages.
+    Unset: 1 on GPUs, 0 on CPUs, which have nothing to wait for."""
     prefix_caching: bool = True
     """Compute equal beginnings of one tenant's prompts once."""
     prefill_budget: int = Field(128, ge=1)
@@ -47,7 +50,8 @@ class EngineSettings(Group):
     """Where the model's stages run, first to last, with commas between them: "cpu,cpu" is two stages that share the
     threads. Unset: all GPUs of the machine, or one stage on the CPU."""
     native: Literal["auto", "off"] = "auto"
-    """auto: the C++ kernels are compiled at the first start if there is a compiler, and used if they pass a test."""
+    """auto: on CPUs the C++ kernels, compiled at the first start if there is a compiler, and on GPUs those in Triton,
+    each used if it passes a test. off: torch's."""
     quantization: Literal["int8"] | None = None
     """int8: weights of 8 bits with a scale per row, and likewise what they are multiplied with. Faster, less exact."""
     threads: int | None = Field(None, ge=1, le=1024)

@@ -11,9 +11,10 @@ from farm.settings import EngineSettings, ModelSettings
 from workers.engine.checkpoint import find_checkpoint
 from workers.engine.detokenizer import Pieces
 from workers.engine.engine import OutOfMemory, Result
+from workers.engine.gpu.runner import Runner
 from workers.engine.kv.manager import KVManager
 from workers.engine.layout import in_memory_order, lay_out
-from workers.engine.loading import load_shards, place
+from workers.engine.loading import load_device_shards, load_shards, place
 from workers.engine.machine import usable_cores
 from workers.engine.pipeline import Pipeline
 from workers.engine.protocol import Ready
@@ -39,7 +40,10 @@ class Bloom:
         self._caching = engine.prefix_caching
         # The native library has threads of its own; torch's would only be in their way.
         torch.set_num_threads(1 if self._placement.is_native else threads)
-        self._pipeline = Pipeline(load_shards(checkpoint, self._placement, engine, threads), threads)
+        launched = load_device_shards(checkpoint, self._placement, engine) if self._placement.is_launched else []
+        self._runner = Runner(launched)
+        shards = [] if launched else load_shards(checkpoint, self._placement, engine, threads)
+        self._pipeline = Pipeline(shards, threads)
         # Of each step in flight, the sequences that get a token: as the engine wants them, and in the rows' order.
         self._sampled: deque[tuple[list[Sequence], list[Sequence]]] = deque()
         self.eos_ids = checkpoint.eos_ids
@@ -52,13 +56,17 @@ class Bloom:
             fingerprint=checkpoint.fingerprint("+".join(filter(None, (precision, engine.quantization)))),
             load_s=round(time.perf_counter() - started, 3),
             tokenizer=str(checkpoint.tokenizer),
-            kernels=self._placement.kernels,
+            kernels=self._placement.kernels(launched),
             dtype=precision,
         )
 
     @property
     def depth(self) -> int:
-        return self._pipeline.depth
+        return self._runner.depth or self._pipeline.depth
+
+    @property
+    def lookahead(self) -> int:
+        return self._placement.lookahead
 
     def memory(self) -> KVManager:
         """The bookkeeping of its KV cache, empty."""
@@ -74,6 +82,9 @@ class Bloom:
 
     def submit(self, step: Step) -> None:
         """Begin a step."""
+        if self._runner.depth:
+            self._runner.submit(step)
+            return
         ordered = in_memory_order(step)
         self._sampled.append((step.sampled, ordered.sampled))
         self._pipeline.submit(lay_out(ordered))
@@ -81,17 +92,25 @@ class Bloom:
     @torch.inference_mode()
     def collect(self) -> Result:
         """The oldest step's picks, one for each of ``step.sampled``. Raises OutOfMemory."""
-        wanted, rows = self._sampled.popleft()
         try:
-            logits, seconds = self._pipeline.collect()
-            picks = dict(zip(rows, sample(logits.cpu(), rows), strict=True))
+            return self._collect_launched() if self._runner.depth else self._collect()
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not any(word in str(error) for word in _SHORTAGES):
                 raise
             raise OutOfMemory("a step found no memory to compute in") from error
-        return Result([picks[sequence] for sequence in wanted], seconds)
 
     def drop(self) -> None:
         """Wait for the steps in flight and forget what came of them."""
         self._sampled.clear()
         self._pipeline.drop()
+        self._runner.drop()
+
+    def _collect(self) -> Result:
+        wanted, rows = self._sampled.popleft()
+        logits, seconds = self._pipeline.collect()
+        picks = dict(zip(rows, sample(logits.cpu(), rows), strict=True))
+        return Result([picks[sequence] for sequence in wanted], seconds)
+
+    def _collect_launched(self) -> Result:
+        picks, seconds = self._runner.collect()
+        return Result(picks, seconds)

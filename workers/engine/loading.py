@@ -1,6 +1,6 @@
 """From a checkpoint to shards: where each stage goes, how much memory keys and values get, and which kernels compute.
 
-A CPU in float32 is served by the native library where that loads, else by torch; every other device by torch, in pages.
+A CPU in float32 is served by the native library where that loads, else by torch; GPUs in pages, as ``gpu`` does it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from farm.errors import ModelRefused
 from farm.settings import EngineSettings, ModelSettings
 from workers.engine.checkpoint import BloomConfig, Checkpoint
 from workers.engine.devices import named_devices, own_devices
+from workers.engine.gpu.attention import TorchAttention
+from workers.engine.gpu.selftest import best_attention
+from workers.engine.gpu.shard import DeviceShard
 from workers.engine.kv.arena import MIN_BLOCK, block_size
 from workers.engine.kv.cache import KVCache
 from workers.engine.kv.contiguous import ContiguousKV
@@ -41,15 +44,19 @@ class Placement:
     is_paged: bool
     is_native: bool
     kv_tokens: int
+    is_launched: bool = False
+    """Whether steps are launched by ``gpu.runner``,"""
+    lookahead: int = 0
+    """and how many of them ahead of the tokens that they follow on."""
 
     def memory(self, caching: bool) -> KVManager:
         """The bookkeeping of an empty KV cache."""
         return PagedKV(self.kv_tokens, caching) if self.is_paged else ContiguousKV(self.kv_tokens, caching)
 
-    @property
-    def kernels(self) -> str:
-        """What computes, for people: as "native on cpu" or "torch on cuda:0, cuda:1"."""
-        return f"{'native' if self.is_native else 'torch'} on {', '.join(s.device.name for s in self.plan.stages)}"
+    def kernels(self, shards: list[DeviceShard]) -> str:
+        """What computes, for people: as "native on cpu" or "triton on cuda:0, cuda:1". shards: those that are launched."""
+        names = sorted({shard.kernels for shard in shards}) or ["native" if self.is_native else "torch"]
+        return f"{' and '.join(names)} on {', '.join(s.device.name for s in self.plan.stages)}"
 
 
 def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> Placement:
@@ -65,17 +72,43 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and not on_cpu)
     if not on_cpu and not is_paged:
         raise ModelRefused("FARM_ENGINE__KV_LAYOUT=contiguous is for CPUs; unset it on a machine with GPUs")
+    is_launched = is_paged and not (on_cpu and not engine.lookahead)
+    if engine.lookahead and not is_launched:
+        raise ModelRefused(
+            "FARM_ENGINE__LOOKAHEAD=1 needs pages; set FARM_ENGINE__KV_LAYOUT=paged, or unset FARM_ENGINE__LOOKAHEAD"
+        )
+    lookahead = (1 if engine.lookahead is None else engine.lookahead) if is_launched else 0
     could_be_native = on_cpu and not is_paged and engine.native == "auto" and dtype is torch.float32
     # The library takes bytes by fours.
     could_be_native &= engine.quantization is None or config.hidden % 4 == 0
     is_native = could_be_native and library.load() is not None
-    return Placement(plan, dtype, is_paged, is_native, kv_tokens)
+    return Placement(plan, dtype, is_paged, is_native, kv_tokens, is_launched, lookahead)
 
 
 def load_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSettings, threads: int) -> list[Shard]:
     """Load each stage straight to its device. ``threads`` are shared out. Raises ModelRefused for damaged weights."""
     stages = placement.plan.stages
     return [_shard(checkpoint, placement, stage, engine, max(1, threads // len(stages))) for stage in stages]
+
+
+def load_device_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSettings) -> list[DeviceShard]:
+    """Load each stage straight to its device, warmed up. Raises ModelRefused for damaged weights."""
+    config, context = checkpoint.config, min(engine.max_context, placement.kv_tokens)
+    shards = []
+    for plan in placement.plan.stages:
+        device = torch.device(plan.device.name)
+        heads, head_dim, dtype = config.heads, config.head_dim, placement.dtype
+        with Weights(checkpoint, dtype, plan.device.name) as weights:
+            first, last = plan.has_embedding, plan.has_head
+            stage = Stage(weights, plan.layers, first=first, last=last, quantization=engine.quantization)
+        # One page more, which padding rows write to.
+        pages = PageBuffers(len(plan.layers), heads, head_dim, placement.kv_tokens + PAGE, dtype, device)
+        use_triton = device.type == "cuda" and engine.native == "auto"
+        attention = best_attention(device, heads, head_dim, dtype) if use_triton else TorchAttention()
+        shard = DeviceShard(stage, pages, attention, engine.max_slots, context)
+        shard.warm_up()
+        shards.append(shard)
+    return shards
 
 
 def _shard(

@@ -64,8 +64,8 @@ def begin(logits: Tensor, sequences: list[Sequence], indices: list[int]) -> Draw
     raw = {row: logits[row].log_softmax(-1) for row, p in enumerate(params) if p.logprobs is not None}
     _penalize(logits, sequences)
     _forbid_stops(logits, sequences, indices)
-    highest, tokens = logits.max(-1)
-    finite = highest.isfinite()
+    tokens = _argmax(logits)
+    finite = logits.gather(-1, tokens[:, None])[:, 0].isfinite()
     drawn = [row for row, p in enumerate(params) if p.temperature > 0]
     if drawn:
         cuts = [Cut(p.temperature, p.top_k, p.top_p) for p in (params[row] for row in drawn)]
@@ -74,6 +74,14 @@ def begin(logits: Tensor, sequences: list[Sequence], indices: list[int]) -> Draw
         # A row without a pick is drawn from as well, in vain, and must not stop the others.
         tokens[rows] = draw(logits[rows].masked_fill_(~finite[rows, None], 0.0), cuts, points)
     return Drawn(tokens, finite, {row: _likeliest(tokens[row], raw[row], params[row].logprobs) for row in raw})
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """The first place of each row's highest number, or of a NaN. [rows]."""
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    # torch's own looks at one number after the other, which is ten times as long.
+    return torch.from_numpy(logits.numpy().argmax(-1))
 
 
 def uniform(seed: int, index: int) -> float:

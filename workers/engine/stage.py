@@ -52,7 +52,7 @@ class Stage:
         """Read and pack the weights of these layers only. Raises ModelRefused for damaged tensors."""
         config = weights.config
         self.config: BloomConfig = config
-        self._dtype = weights.dtype
+        self.dtype = weights.dtype
 
         def norm(name: str) -> Norm:
             return Norm(weights.take(f"{name}.weight"), weights.take(f"{name}.bias"), config.norm_eps)
@@ -93,7 +93,7 @@ class Stage:
         Not beyond WARM_ROWS: there it is little beside the step, and a large head would take minutes.
         """
         for count in range(1, min(rows, WARM_ROWS) + 1):
-            x = torch.zeros(count, self.config.hidden, dtype=self._dtype)
+            x = torch.zeros(count, self.config.hidden, dtype=self.dtype)
             for block in self.blocks[:1]:
                 block.qkv.apply(x)
                 block.down.apply_add(block.up.apply_gelu(block.dense.apply_add(x, x)), x)
