@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import tests.engine.gpu  # noqa: F401  (sets how Triton runs, before anything imports it)
 from tests.conftest import tool
 from workers.engine.native import build
 

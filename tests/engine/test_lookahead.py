@@ -107,8 +107,12 @@ class _Model(Synthetic):
 
 _ADDS = st.lists(
     st.builds(
-        lambda prompt, tokens, stop, ids, penalty: (prompt, SamplingParams(
-            max_tokens=tokens, stop=stop, stop_token_ids=ids, min_tokens=min(2, tokens), frequency_penalty=penalty)),
+        lambda prompt, tokens, stop, ids, penalty: (
+            prompt,
+            SamplingParams(
+                max_tokens=tokens, stop=stop, stop_token_ids=ids, min_tokens=min(2, tokens), frequency_penalty=penalty
+            ),
+        ),
         st.lists(st.integers(0, 3), min_size=1, max_size=60),
         st.integers(1, 40),
         st.sampled_from([(), (" the",), (" over hills",)]),

@@ -7,6 +7,7 @@ rounding error could swap two near-equal ones. Knows no requests and no random s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,9 @@ def draw(logits: Tensor, cuts: list[Cut], points: list[float]) -> Tensor:
     return tokens
 
 
-def on_device(values: list[int] | list[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def on_device(
+    values: Sequence[int] | Sequence[float], device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """A list as a tensor there. A GPU takes it when it gets to it: the host does not wait."""
     tensor = torch.tensor(values, dtype=dtype)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -54,7 +54,7 @@ class Placement:
         return PagedKV(self.kv_tokens, caching) if self.is_paged else ContiguousKV(self.kv_tokens, caching)
 
     def kernels(self, shards: list[DeviceShard]) -> str:
-        """What computes, for people: as "native on cpu" or "triton on cuda:0, cuda:1". shards: those that are launched."""
+        """What computes, for people: as "native on cpu" or "triton on cuda:0". shards: those that are launched."""
         names = sorted({shard.kernels for shard in shards}) or ["native" if self.is_native else "torch"]
         return f"{' and '.join(names)} on {', '.join(s.device.name for s in self.plan.stages)}"
 

@@ -57,9 +57,7 @@ class Scheduler:
     memory; where it runs short, everyone younger stands still until the youngest is not in flight.
     """
 
-    def __init__(
-        self, slots: int, kv: KVManager, prefill_budget: int, depth: int = 1, lookahead: int = 0
-    ) -> None:
+    def __init__(self, slots: int, kv: KVManager, prefill_budget: int, depth: int = 1, lookahead: int = 0) -> None:
         self.kv = kv
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []

@@ -30,8 +30,8 @@ class Sequence:
     ``tokens`` is prompt, resumed and new tokens in a row; the first ``computed`` of them are in the KV cache, at
     ``place``. ``stop_ids`` end the text; ``deadline`` is a reading of the monotonic clock in seconds. ``scope`` parts
     those who may share cached prefixes. ``arrival`` orders sequences by age. ``in_flight`` counts its tokens in steps
-    that have not been collected, ``turn`` is the number of the last such step. ``peak`` is how many tokens had been computed when it was preempted
-    last; ``is_resumed``: an earlier attempt has computed its prompt.
+    that have not been collected, ``turn`` is the number of the last such step. ``peak`` is how many tokens had been
+    computed when it was preempted last; ``is_resumed``: an earlier attempt has computed its prompt.
     """
 
     id: str

@@ -39,9 +39,7 @@ class Attention(Protocol):
     is_static: bool
     """Whether a decode step may be captured as a graph."""
 
-    def decode(
-        self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor
-    ) -> None:
+    def decode(self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor) -> None:
         """Store each row's new key and value, and attend it.
 
         qkv: [rows, heads, 3, head_dim]; tables: int32 [rows, width]; lengths: int32 [rows], the new token included, at
@@ -58,9 +56,7 @@ class TorchAttention:
     name = "torch"
     is_static = False
 
-    def decode(
-        self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor
-    ) -> None:
+    def decode(self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor) -> None:
         """See ``Attention``."""
         rows, heads, _, head_dim = qkv.shape
         last = lengths.long() - 1  # [rows]

@@ -49,7 +49,9 @@ class MixedBatch:
         self._decodes = layout.decodes
         decodes, chunks = layout.spans[: layout.decodes], layout.spans[layout.decodes :]
         if decodes:
-            width = inputs.fill(decodes, len(decodes))
+            longest = inputs.fill(decodes, len(decodes))
+            # One width for kernels that are compiled for it; torch gathers all that it is shown.
+            width = inputs.tables.shape[1] if attention.is_static else longest
             self._tables = inputs.tables[: layout.decodes, :width]
             self._lengths = inputs.lengths[: layout.decodes]
         page, slot = places(layout)

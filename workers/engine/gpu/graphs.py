@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 
 
-def capture(compute: Callable[[int], None], buckets: list[int], device: torch.device) -> dict[int, torch.cuda.CUDAGraph]:
+def capture(
+    compute: Callable[[int], None], buckets: list[int], device: torch.device
+) -> dict[int, torch.cuda.CUDAGraph]:
     """Capture ``compute`` for each bucket. It must read and write static buffers only, and wait for nothing.
 
     The largest goes first: the others then fit into the memory that it left in the graphs' pool. Each runs once before,
@@ -16,7 +18,7 @@ def capture(compute: Callable[[int], None], buckets: list[int], device: torch.de
     graphs: dict[int, torch.cuda.CUDAGraph] = {}
     pool = None
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream(device)
+        stream = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
         for bucket in sorted(buckets, reverse=True):
             with torch.cuda.stream(stream):
                 compute(bucket)

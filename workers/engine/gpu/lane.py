@@ -25,7 +25,7 @@ class Mark:
     def seconds_since(self, before: Mark) -> float:
         """The lane's time between two marks; both must have been reached."""
         if self.event is not None and before.event is not None:
-            return before.event.elapsed_time(self.event) / 1000
+            return float(before.event.elapsed_time(self.event)) / 1000
         return self.at_s - before.at_s
 
 
@@ -33,7 +33,7 @@ class Lane:
     """Work of one stage, in order."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def enter(self) -> AbstractContextManager[object]:
         """What is launched inside goes into this lane, on its device."""
@@ -43,7 +43,7 @@ class Lane:
         """Mark the end of the work so far. Inside ``enter``."""
         if self._stream is None:
             return Mark(None)
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return Mark(event)
 

@@ -5,6 +5,7 @@ A driver or a compiler that is not what the kernels were written for must cost s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import structlog
@@ -33,7 +34,9 @@ def best_attention(device: torch.device, heads: int, head_dim: int, dtype: torch
         from workers.engine.gpu.triton_attention import TritonAttention
 
         kernels = TritonAttention()
-        found = mismatch(kernels, device, heads, head_dim, dtype)
+        # Triton launches on the current device, wherever its tensors lie.
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            found = mismatch(kernels, device, heads, head_dim, dtype)
     except Exception as error:  # Triton and the driver below it raise what they like, and torch serves all the same
         found = f"{type(error).__name__}: {str(error)[:200]}"
     if found is None:
@@ -43,9 +46,7 @@ def best_attention(device: torch.device, heads: int, head_dim: int, dtype: torch
 
 
 @torch.inference_mode()
-def mismatch(
-    attention: Attention, device: torch.device, heads: int, head_dim: int, dtype: torch.dtype
-) -> str | None:
+def mismatch(attention: Attention, device: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> str | None:
     """Say what differs from torch in fp32, or None. What may not be read is NaN, and so are the outputs before."""
     generator = torch.Generator().manual_seed(0)
 

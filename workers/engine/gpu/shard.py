@@ -38,9 +38,7 @@ class DeviceShard:
             else torch.zeros(slots, config.hidden, dtype=stage.dtype, device=device)
         )
         self._is_first = is_first
-        self._out = torch.empty(
-            slots, width, dtype=stage.dtype if stage.head is None else torch.float32, device=device
-        )
+        self._out = torch.empty(slots, width, dtype=stage.dtype if stage.head is None else torch.float32, device=device)
         self._mixed = self._source  # what the next mixed step begins with
         self._width = self._inputs.tables.shape[1]
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -54,9 +52,12 @@ class DeviceShard:
         """Capture a graph of each bucket where the device and the attention can."""
         if self.device.type == "cuda" and self._attention.is_static:
             self._graphs = capture(self._decode, buckets(self._slots), self.device)
+        if self.device.type == "cuda":
+            # Weights and pages were written outside the lane, which does not wait for that by itself.
+            torch.cuda.synchronize(self.device)
 
     def take(self, layout: Layout, source: Tensor) -> None:
-        """Copy a step's token ids, [rows], or the hidden states of the stage before, [rows, hidden], from any device."""
+        """Copy a step's token ids, [rows], or the hidden states of the stage before, [rows, hidden], from anywhere."""
         if len(layout.spans) > layout.decodes:
             self._mixed = source.to(self.device, non_blocking=True)
         else:
@@ -85,7 +86,5 @@ class DeviceShard:
     def _decode(self, rows: int) -> None:
         """Compute a bucket from the static buffers into the static output."""
         source = self._source[:rows]
-        batch = DecodeBatch(
-            self._pages, self._attention, self._inputs, source, self._sampled[:rows], self._width
-        )
+        batch = DecodeBatch(self._pages, self._attention, self._inputs, source, self._sampled[:rows], self._width)
         self._out[:rows].copy_(self._stage.forward(batch, None if self._is_first else source))

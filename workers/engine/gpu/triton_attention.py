@@ -26,9 +26,7 @@ class TritonAttention:
     name = "triton"
     is_static = True
 
-    def decode(
-        self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor
-    ) -> None:
+    def decode(self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor) -> None:
         """See ``Attention``. The grid follows the tables' width, not the lengths, so that a graph may hold it."""
         rows, heads, _, head_dim = qkv.shape
         splits = -(-tables.shape[1] * PAGE // SPLIT)
