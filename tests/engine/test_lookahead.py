@@ -48,7 +48,10 @@ class Ahead(Schedules):
         self.layouts.clear()
 
     def _submit(self) -> bool:
-        if not super()._submit():
+        oldest = next(iter(self.scheduler.running), None)
+        has_step = super()._submit()
+        assert oldest is None or oldest.place is not None, "the oldest gave way to younger ones"
+        if not has_step:
             return False
         step = self.in_flight[-1]
         self.layouts.append((lay_out(step), [*step.decodes, *(chunk.sequence for chunk in step.chunks)]))
