@@ -185,7 +185,7 @@ def _table(stages: list[dict[str, Any]], ranks: int) -> object:
             str(index),
             stage["device"],
             size(stage["device_bytes"]),
-            _holds(stage) if ranks == 1 else f"1/{ranks} of {_holds(stage)}",
+            _holds(stage) if ranks == 1 else f"1/{ranks} of all",
             size(stage["weight_bytes"]),
             size(stage["step_bytes"]),
             size(stage["kv_bytes"]),

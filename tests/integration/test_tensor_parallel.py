@@ -36,6 +36,11 @@ def _ask(jobs: Jobs) -> list[str]:
     return [submission.id for submission in placed]
 
 
+def _tokens(jobs: Jobs, ids: list[str]) -> list[int]:
+    """How many tokens of each job the ledger has."""
+    return [int(jobs.client.llen(keys.out(job_id))) for job_id in ids]  # type: ignore[arg-type]
+
+
 def _rank(worker: WorkerProcess) -> psutil.Process:
     """The process of rank 1."""
     [rank] = worker.engine.children()
@@ -45,14 +50,10 @@ def _rank(worker: WorkerProcess) -> psutil.Process:
 def _stop_amid_jobs(jobs: Jobs, worker: WorkerProcess) -> tuple[list[str], list[psutil.Process]]:
     """Submit, and stop rank 1 when every job has tokens and none has all. Returns the jobs and rank 0 and 1."""
     ids = _ask(jobs)
-
-    def tokens() -> list[int]:
-        return [int(jobs.client.llen(keys.out(id))) for id in ids]  # type: ignore[arg-type]
-
-    wait_until(lambda: min(tokens()) >= 10, why="every job to have tokens", timeout_s=60)
+    wait_until(lambda: min(_tokens(jobs, ids)) >= 10, why="every job to have tokens", timeout_s=60)
     processes = [worker.engine, _rank(worker)]
     processes[1].suspend()
-    assert max(tokens()) < TOKENS, "the jobs ended before they could be disturbed"
+    assert max(_tokens(jobs, ids)) < TOKENS, "the jobs ended before they could be disturbed"
     return ids, processes
 
 
@@ -82,14 +83,18 @@ def test_a_lost_rank_costs_no_job_a_token(
 
 
 def test_a_worker_that_drains_leaves_no_rank_behind(jobs: Jobs, start_worker: StartWorker) -> None:
-    """SIGTERM to every process of the worker, as a terminal or a container sends it: the worker hands its jobs back,
-    and none of its processes lives on."""
+    """SIGTERM, which a terminal or a container sends to every process, ends no rank by itself: the worker drains, hands
+    its jobs back with what they have, and none of its processes lives on."""
     worker = start_worker("w1", **RANKS)
     ids = _ask(jobs)
     wait_until(lambda: worker.held() == len(ids), why="the jobs to run")
     processes = [worker.engine, _rank(worker)]
-    for process in (*processes, worker.process):
-        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.terminate()
+    before = max(_tokens(jobs, ids))
+    wait_until(lambda: max(_tokens(jobs, ids)) > before, why="the ranks to go on", timeout_s=60)
+    worker.send(signal.SIGTERM)
     assert worker.wait(15) == 0
     wait_until(lambda: _gone(processes), why="both ranks to end", timeout_s=5)
-    assert all(view is not None and view.error is None for view in jobs.views(ids))
+    views = [view for view in jobs.views(ids) if view is not None]
+    assert [[past.reason for past in view.history] for view in views] == [["drain"]] * len(ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import traceback
 from multiprocessing.connection import Connection
 
@@ -12,9 +11,7 @@ from workers.engine.tensor_parallel.rank import serve
 
 
 def main() -> None:
-    """Serve the inherited socket. Ignores SIGINT and SIGTERM: rank 0 decides when its ranks end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Serve the inherited socket. That SIGINT and SIGTERM are ignored is inherited: rank 0 decides its end."""
     parser = argparse.ArgumentParser(
         prog="python -m workers.engine.tensor_parallel", description="One rank of an engine."
     )
