@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -18,7 +19,7 @@ from benchmarks.byte_bpe import FIRST_BYTE
 from benchmarks.workload import save_bloom
 from farm.errors import ModelRefused
 from farm.settings import EngineSettings, ModelSettings
-from tests.engine import reference
+from tests.engine import reference, scarce_rank
 from tests.engine.driving import bloom, drive
 from workers.engine.bloom import Bloom
 from workers.engine.checkpoint import BloomConfig, find_checkpoint
@@ -32,8 +33,10 @@ from workers.engine.presets import PRESETS
 from workers.engine.protocol import Add, SamplingParams
 from workers.engine.sequence import Pages
 from workers.engine.shard_plan import Device, ModelTooLarge
+from workers.engine.tensor_parallel import ranks as ranks_module
 from workers.engine.tensor_parallel.cut import Rank
 from workers.engine.tensor_parallel.group import backend_of
+from workers.engine.tensor_parallel.member import Member
 from workers.engine.tensor_parallel.plan import plan_ranks
 from workers.engine.tensor_parallel.ranks import Ranks
 from workers.engine.tensor_parallel.wire import decode_layout, encode_layout
@@ -59,7 +62,7 @@ def ranked(folder: Path | str, ranks: int = 2, **engine: Any) -> Iterator[Bloom]
 
 def _rank_processes() -> list[psutil.Process]:
     """Children of this process that are ranks, or are about to be."""
-    return [child for child in psutil.Process().children() if "workers.engine.tensor_parallel" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "--fd" in child.cmdline()]
 
 
 def _check(folder: Path, adds: list[Add], engine: Engine, arrive: list[int]) -> None:
@@ -150,6 +153,31 @@ def test_a_rank_that_finds_a_damaged_part_refuses_the_model(at: int, tmp_path: P
     with pytest.raises(ModelRefused, match=r"h\.1\.mlp\.dense_4h_to_h\.weight holds NaN or infinity"):
         bloom(folder, tensor_parallel=2)
     assert _rank_processes() == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_without_memory_for_a_step_changes_no_token(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever rank finds none, before a step or inside of it, all give the step up and less is computed at once."""
+    folder = save_bloom(tmp_path / "bloom", SHAPE, scale=6.0)
+    if rank:
+        monkeypatch.setattr(ranks_module, "_PROGRAM", (sys.executable, "-m", "tests.engine.scarce_rank"))
+    else:
+        monkeypatch.setattr(Member, "_prepare", scarce_rank.scarce)
+    rng = random.Random(2)
+    adds = [
+        Add(
+            str(i),
+            [rng.randrange(FIRST_BYTE, SHAPE.vocab) for _ in range(rng.randint(20, 60))],
+            SamplingParams(max_tokens=20, ignore_eos=True),
+        )
+        for i in range(6)
+    ]
+    with ranked(folder, max_slots=6) as model:
+        engine = Engine(model, prefill_budget=64)
+        _check(folder, adds, engine, [])
+        assert engine.stats.out_of_memory >= 2, "both kinds of shortage were to come"
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ class Group:
 
     def __init__(self, setup: Setup) -> None:
         self.rank = setup.rank
+        self.exchanges = 0
+        """Calls in which this rank took part."""
         self._setup = setup
         self._device = torch.device(setup.device)
 
@@ -57,8 +59,13 @@ class Group:
 
     def sum(self, x: Tensor) -> Tensor:
         """Add up the ranks' tensors, in place; every rank gets the same numbers."""
+        self.exchanges += 1
         distributed.all_reduce(x)
         return x
+
+    def agree(self, is_well: bool) -> bool:
+        """Whether all is well at every rank."""
+        return not self.sum(torch.tensor([0.0 if is_well else 1.0], device=self._device)).item()
 
     def gather(self, x: Tensor, widths: list[int]) -> Tensor | None:
         """The ranks' columns side by side at rank 0, None at the others.
@@ -68,9 +75,9 @@ class Group:
         """
         if self._setup.backend == "gloo":
             x = x.cpu()
-        if self.rank:
-            distributed.gather(x, dst=0)
-            return None
-        pieces = [torch.empty_like(x) for _ in widths]
+        pieces = None if self.rank else [torch.empty_like(x) for _ in widths]
+        self.exchanges += 1
         distributed.gather(x, pieces, dst=0)
+        if pieces is None:
+            return None
         return torch.cat([piece[:, :width] for piece, width in zip(pieces, widths, strict=True)], 1)

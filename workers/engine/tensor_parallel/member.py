@@ -11,14 +11,18 @@ from workers.engine.batch import Batch, Batcher
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.kernels.attention import alibi_slopes
 from workers.engine.kv.cache import KVCache
-from workers.engine.kv.manager import Copy
 from workers.engine.kv.pages import PageBuffers
 from workers.engine.layout import Layout
+from workers.engine.shortage import is_shortage
 from workers.engine.tensor_parallel.cut import Rank
 from workers.engine.tensor_parallel.group import Group
 from workers.engine.tensor_parallel.stage import RankStage
 from workers.engine.tensor_parallel.wire import Setup
 from workers.engine.weights import Weights
+
+
+class RankShortage(MemoryError):
+    """A rank found no memory for a step, and every rank has given the step up."""
 
 
 class _Batches(Protocol):
@@ -58,10 +62,32 @@ class Member:
 
     @torch.inference_mode()
     def run(self, layout: Layout) -> Tensor | None:
-        """Compute a step with the others. Returns fp32 logits [sampled, vocab] at rank 0, None at the others."""
-        self._copy(layout.copies)
-        return self._stage.forward(self._batches.batch(layout))
+        """Compute a step with the others. Returns fp32 logits [sampled, vocab] at rank 0, None at the others.
 
-    def _copy(self, copies: list[Copy]) -> None:
+        Raises RankShortage at every rank if one found no memory; any other error leaves the others waiting.
+        """
+        batch: Batch | None = None
+        try:
+            batch = self._prepare(layout)
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+        if not self.group.agree(batch is not None) or batch is None:
+            raise RankShortage
+        logits, is_well = None, True
+        try:
+            logits = self._stage.forward(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            is_well = False
+        if not is_well:
+            self._stage.stand_in(batch)
+        if not self.group.agree(is_well):
+            raise RankShortage
+        return logits
+
+    def _prepare(self, layout: Layout) -> Batch:
         if self._cache is not None:
-            self._cache.copy(copies)
+            self._cache.copy(layout.copies)
+        return self._batches.batch(layout)

@@ -5,6 +5,7 @@ A thread reads the socket, so its end is noticed at once, whatever the main thre
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -12,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from farm.errors import FarmError
 from workers.engine.checkpoint import find_checkpoint
-from workers.engine.tensor_parallel.member import Member
+from workers.engine.tensor_parallel.member import Member, RankShortage
 from workers.engine.tensor_parallel.wire import Setup, decode_layout
 
 
@@ -35,7 +36,8 @@ def serve(connection: Connection) -> None:
     connection.send_bytes(b"")
     member.join()
     while True:
-        member.run(decode_layout(packets.get()))
+        with contextlib.suppress(RankShortage):  # rank 0 says what follows
+            member.run(decode_layout(packets.get()))
 
 
 def _read(connection: Connection, packets: queue.SimpleQueue[bytes]) -> None:

@@ -31,7 +31,7 @@ from farm.local.ends import how_ended
 from farm.local.tether import launcher
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.layout import Layout
-from workers.engine.tensor_parallel.member import Member
+from workers.engine.tensor_parallel.member import Member, RankShortage
 from workers.engine.tensor_parallel.wire import Setup, encode_layout
 
 log = structlog.get_logger(__name__)
@@ -63,12 +63,17 @@ class Ranks:
         shutil.rmtree(folder)
 
     def run(self, layout: Layout, hidden: Tensor | None) -> Tensor:  # noqa: ARG002
-        """Compute a step; see ``pipeline.Shard``. Ends the process where that fails: the others are inside the step."""
+        """Compute a step; see ``pipeline.Shard``. Raises RankShortage.
+
+        Ends the process where it fails in any other way: the others are inside the step.
+        """
         packet = encode_layout(layout)
         try:
             for child in self._children:
                 child.send(packet)
             logits = self._member.run(layout)
+        except RankShortage:
+            raise
         except Exception:
             traceback.print_exc()
             os._exit(EXIT_RANK_LOST)

@@ -52,6 +52,7 @@ class RankStage:
         config = self.config = weights.config
         self._dtype = weights.dtype
         self._group = group
+        self._begun = 0
         self._heads = len(rank.share(config.heads))
         self._vocab = rank.share(config.vocab)
         self._widths = [len(Rank(number, rank.count).share(config.vocab)) for number in range(rank.count)]
@@ -100,6 +101,7 @@ class RankStage:
         Returns fp32 logits [sampled, vocab] at rank 0, None at the others.
         """
         config = self.config
+        self._begun = self._group.exchanges
         x = self._embed(batch.ids)  # [tokens, hidden]
         context = x.new_zeros(x.shape[0], self._heads * config.head_dim)
         heads = context.view(-1, self._heads, config.head_dim)  # [tokens, this rank's heads, head_dim]
@@ -111,6 +113,20 @@ class RankStage:
             normed = block.mlp_norm(x)
             x = block.down.apply_add(block.up.apply_gelu(normed), normed if config.residual_post_norm else x)
         return self._logits(self.final_norm(x[batch.sampled]))
+
+    def stand_in(self, batch: Batch) -> None:
+        """Take this rank's part in what is left of a ``forward`` that it could not go on with, with zeros.
+
+        The others wait for it in a sum; what they get is worth nothing.
+        """
+        zeros = torch.zeros(len(batch.ids), self.config.hidden, dtype=self._dtype, device=batch.ids.device)
+        sums = 1 + 2 * len(self.blocks)
+        while self._group.exchanges - self._begun < sums:
+            self._group.sum(zeros.zero_())
+        if self._group.exchanges - self._begun == sums:
+            self._group.gather(
+                zeros.new_zeros(len(batch.sampled), max(self._widths), dtype=torch.float32), self._widths
+            )
 
     def _embed(self, ids: Tensor) -> Tensor:
         """Each token's row comes from the rank that holds it; the others add zeros, so the sum is exact."""
