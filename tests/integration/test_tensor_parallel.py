@@ -80,6 +80,9 @@ def test_a_lost_rank_costs_no_job_a_token(
     reason = "engine_hung" if lost == "rank 1 frozen" else "engine_died"
     assert [[past.reason for past in view.history] for view in views] == [[reason, "finish"]] * len(ids)
     assert _rank(worker).pid != processes[1].pid
+    ends = [line for line in worker.log.splitlines() if '"event": "rank_lost"' in line]
+    assert len(ends) == (lost == "rank 1")
+    assert all("was ended by SIGKILL" in line for line in ends)
 
 
 def test_a_worker_that_drains_leaves_no_rank_behind(jobs: Jobs, start_worker: StartWorker) -> None:

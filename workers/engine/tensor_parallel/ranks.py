@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import weakref
 from dataclasses import replace
@@ -37,6 +38,8 @@ from workers.engine.tensor_parallel.wire import Setup, encode_layout
 log = structlog.get_logger(__name__)
 
 EXIT_RANK_LOST = 1
+LAST_WORDS_S = 0.5
+"""How long the end of a rank is waited for to say how it ended; for the log's sake only."""
 _PROGRAM = (sys.executable, "-m", "workers.engine.tensor_parallel")
 
 
@@ -75,6 +78,8 @@ class Ranks:
         except RankShortage:
             raise
         except Exception:
+            # Where a rank has died, its watcher says so and ends this process.
+            time.sleep(LAST_WORDS_S)
             traceback.print_exc()
             os._exit(EXIT_RANK_LOST)
         assert logits is not None
@@ -132,7 +137,7 @@ class _Child:
         if self._is_closing:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.5)  # for the log's sake only
+            self._process.wait(LAST_WORDS_S / 2)
         status = self._process.poll()
         log.error("rank_lost", rank=self.rank, end="closed its socket" if status is None else how_ended(status))
         os._exit(EXIT_RANK_LOST)
