@@ -21,9 +21,8 @@ from workers.engine.protocol import Ready
 from workers.engine.sampler import sample
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
+from workers.engine.shortage import is_shortage
 from workers.engine.tokenizer import Tokenizer
-
-_SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
 
 class Bloom:
@@ -95,7 +94,7 @@ class Bloom:
         try:
             return self._collect_launched() if self._runner.depth else self._collect()
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(word in str(error) for word in _SHORTAGES):
+            if not is_shortage(error):
                 raise
             raise OutOfMemory("a step found no memory to compute in") from error
 
