@@ -180,6 +180,27 @@ def test_an_error_of_the_device_ends_the_engine(folder: Path, monkeypatch: pytes
         engine.step()
 
 
+def test_a_device_that_makes_no_graph_is_served_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs that fail at load cost speed and nothing else."""
+    model = _launched(folder)
+    shard = model._runner._shards[0]
+    tried = []
+
+    def fails(*args: object) -> None:
+        tried.append(args)
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.engine.gpu.shard.capture", fails)
+        patch.setattr(torch.cuda, "synchronize", lambda device: None)
+        patch.setattr(shard, "device", torch.device("cuda"))
+        patch.setattr(shard._attention, "is_static", True)
+        shard.warm_up()
+    assert len(tried) == 1
+    said = drive(Engine(model, prefill_budget=64), [Add("a", [20, 30], SamplingParams(max_tokens=9, ignore_eos=True))])
+    reference.assert_same(folder, [20, 30], reference.generate(folder, [20, 30], 9), said["a"].ids)
+
+
 def test_lookahead_needs_pages(folder: Path) -> None:
     """Asked for over contiguous blocks it is refused, with what to set."""
     with pytest.raises(ModelRefused, match="FARM_ENGINE__KV_LAYOUT=paged"):

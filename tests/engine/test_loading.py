@@ -47,7 +47,7 @@ def test_native_kernels_compute_contiguous_float32_unless_told_otherwise() -> No
     assert not placed(native="off").is_native
     assert not placed(dtype="bfloat16").is_native
     assert not placed(kv_layout="paged").is_native
-    assert placed().kernels == "native on cpu"
+    assert placed().kernels([]) == "native on cpu"
     assert placed(native="off", devices=["cpu", "cpu"]).kernels == "torch on cpu, cpu"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from workers.engine.gpu.lane import Lane
 from workers.engine.kv.pages import PageBuffers
 from workers.engine.layout import Layout
 from workers.engine.stage import Stage
+
+log = structlog.get_logger(__name__)
 
 
 class DeviceShard:
@@ -49,12 +52,17 @@ class DeviceShard:
         return self._attention.name
 
     def warm_up(self) -> None:
-        """Capture a graph of each bucket where the device and the attention can."""
-        if self.device.type == "cuda" and self._attention.is_static:
+        """Capture a graph of each bucket where the device and the attention can; the log says why if one fails."""
+        if self.device.type != "cuda":
+            return
+        # Weights and pages were written outside the lane, which does not wait for that by itself.
+        torch.cuda.synchronize(self.device)
+        if not self._attention.is_static:
+            return
+        try:
             self._graphs = capture(self._decode, buckets(self._slots), self.device)
-        if self.device.type == "cuda":
-            # Weights and pages were written outside the lane, which does not wait for that by itself.
-            torch.cuda.synchronize(self.device)
+        except RuntimeError as error:
+            log.warning("graphs_not_used", device=str(self.device), reason=str(error)[:200])
 
     def take(self, layout: Layout, source: Tensor) -> None:
         """Copy a step's token ids, [rows], or the hidden states of the stage before, [rows, hidden], from anywhere."""
