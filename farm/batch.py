@@ -45,23 +45,35 @@ class DuplicateId(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """How far a batch is, in lines that are not blank. ``total`` is None where counting would take too long."""
+    """How far a batch is, in lines that are not blank. ``total`` is None where counting would take too long.
+
+    skipped: lines that an earlier run answered; failed_before of them with an error, of which passing_before may pass.
+    found_tokens: those of completion_tokens that were generated before this run, in jobs that it took up again.
+    """
 
     total: int | None
     read: int = 0
     succeeded: int = 0
     failed: int = 0
     skipped: int = 0
+    failed_before: int = 0
+    passing_before: int = 0
     in_flight: int = 0
     retried: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    found_tokens: int = 0
     elapsed_s: float = 0.0
 
     @property
     def done(self) -> int:
         """Lines that have their answer, from this run or an earlier one."""
         return self.succeeded + self.failed + self.skipped
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of this run's completions that were generated while it ran."""
+        return self.completion_tokens - self.found_tokens
 
 
 def run_batch(
@@ -120,11 +132,12 @@ def _count_lines(path: Path) -> int:
 
 @dataclass(slots=True)
 class _Flight:
-    """A line whose job is on its way. ``is_taken_up``: the job was there before this run."""
+    """A line whose job is on its way. ``is_taken_up``: the job was there before this run, with ``found_tokens``."""
 
     line: Line
     submission: Submission
     is_taken_up: bool = False
+    found_tokens: int = 0
     resubmissions: int = 0
     watch: Watch | None = None
 
@@ -189,8 +202,10 @@ class _Batch:
         line = parse_line(number, raw, self._defaults)
         self._count(read=1)
         standing = self._answers.stand(line.custom_id)
-        if standing is Standing.ANSWERED:
-            self._count(skipped=1)
+        if standing in (Standing.ANSWERED, Standing.PASSING, Standing.FAILED):
+            is_passing = standing is Standing.PASSING
+            is_failed = is_passing or standing is Standing.FAILED
+            self._count(skipped=1, failed_before=is_failed, passing_before=is_passing)
             return None
         if standing is Standing.REPEATED:
             error = DuplicateId("custom_id", f"{line.custom_id!r} was used by an earlier line; give each its own")
@@ -229,7 +244,17 @@ class _Batch:
                 self._refuse(refusal(flight.line, refused[job_id]))
                 continue
             flight.is_taken_up = job_id not in known
-        self._watch([flight for flight in flights if flight.submission.id not in refused])
+        sent = [flight for flight in flights if flight.submission.id not in refused]
+        self._look([flight for flight in sent if flight.is_taken_up])
+        self._watch(sent)
+
+    def _look(self, flights: list[_Flight]) -> None:
+        """See what jobs of an earlier run have generated so far."""
+        if not flights:
+            return
+        ids = [flight.submission.id for flight in flights]
+        for flight, view in zip(flights, self._patiently(lambda: self._farm.ledger.views(ids)), strict=True):
+            flight.found_tokens = 0 if view is None else view.usage.completion_tokens
 
     def _watch(self, flights: list[_Flight]) -> None:
         watches = []
@@ -267,7 +292,12 @@ class _Batch:
         elif news.state is JobState.SUCCEEDED:
             self._answers.write(answer(flight.line, news))
             usage = news.usage
-            self._count(succeeded=1, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+            self._count(
+                succeeded=1,
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                found_tokens=min(flight.found_tokens, usage.completion_tokens),
+            )
         elif flight.is_taken_up:
             # It ended before this run, which asks anew. The id follows from the old one, so that a next run finds it.
             self._send([self._flight(flight.line, f"{job_id}:again")])

@@ -15,6 +15,8 @@ from farm.ledger.jobs import Jobs
 NAMED_TENANTS = 50
 OTHERS = "(other)"
 """Stands for all tenants that are not named; no tenant's name holds a bracket."""
+ALL = "(all)"
+"""Stands for the sum of all tenants."""
 FEW_JOBS = 2  # a pace is told from more than so many finished jobs, as in position.lua
 
 
@@ -67,7 +69,7 @@ def read_gauges(jobs: Jobs) -> Gauges:
         totals=seen["totals"],
         tally=seen["tally"],
         waiting_jobs=_with_others(seen["waiting_jobs"], seen["waiting"]),
-        tokens_today=_with_others(spent, spent.pop("(all)", 0)),
+        tokens_today=_with_others(spent, spent.pop(ALL, 0)),
         dead=seen["dead"],
         webhooks_waiting=max(0, seen["hooks_waiting"]),
         batches=seen["batches"],

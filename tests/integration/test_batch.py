@@ -210,6 +210,23 @@ def test_an_interrupted_batch_goes_on(farm: Farm, source: Path, target: Path) ->
     }
 
 
+def test_tokens_of_an_earlier_run_are_not_counted_as_new(farm: Farm, source: Path, target: Path) -> None:
+    """What was generated before a run, in jobs that it takes up again, is in the answers and not in its pace."""
+    write(source, short(1, tokens=4))
+
+    def interrupt(report: BatchReport) -> None:
+        if report.in_flight:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(farm, source, target, on_progress=interrupt)
+    with Farmhand(farm.settings):
+        wait_until(lambda: next(farm.jobs()).state.is_terminal, why="the job to end while no batch runs")
+        write(source, short(1, tokens=4), short(2, tokens=3))
+        report = run_batch(farm, source, target)
+    assert (report.succeeded, report.completion_tokens, report.new_tokens) == (2, 7, 3)
+
+
 def test_a_job_that_was_cancelled_meanwhile_is_asked_again(farm: Farm, source: Path, target: Path) -> None:
     """Jobs of an interrupted run that were cancelled are generated when the batch is run again."""
     write(source, short(1))

@@ -77,6 +77,20 @@ def test_wrong_usage_is_2(args: list[str], hint: str) -> None:
     assert not said.out
 
 
+@pytest.mark.parametrize(
+    ("module", "command"), [("workers", "farm worker"), ("api", "farm api"), ("farm.flower", "farm flower")]
+)
+def test_programs_that_settings_set_up_give_help(module: str, command: str) -> None:
+    """python -m workers --help starts no worker; any argument is refused with the command that takes options."""
+    program = [sys.executable, "-m", module]
+    told = subprocess.run([*program, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    assert told.returncode == 0
+    assert f"{command} --help" in told.stdout
+    wrong = subprocess.run([*program, "--name", "w"], capture_output=True, text=True, check=False, timeout=60)
+    assert wrong.returncode == 2
+    assert f"{command} --help" in wrong.stderr
+
+
 def test_misspelt_setting_is_2() -> None:
     """A misspelt setting is named together with the nearest one, in one line."""
     said = farm("status", REDSI__URL="redis://x")
