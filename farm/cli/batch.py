@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.batch import DEFAULT_WINDOW, BatchReport, run_batch
+from farm.batch import DEFAULT_WINDOW, run_batch
+from farm.batch_report import BatchReport
 from farm.cli.exits import FAILED, INTERRUPTED
 from farm.cli.help import Command, commands, examples
 from farm.cli.options import QUEUEING, Json, Tenant, reachable_settings
@@ -122,9 +123,6 @@ def summary(report: BatchReport, target: Path) -> str:
 
 
 def _remedy(report: BatchReport) -> str:
-    where = "the output has their errors"
-    if report.passing_before:
-        return f"{where}; --retry-errors asks {report.passing_before:,} of them again"
-    if report.failed:
-        return f"{where}; the same command with --retry-errors asks those again that may pass"
-    return f"{where}; they would come again: correct these lines and give them other custom_ids"
+    if report.passing:
+        return f"the output has their errors; --retry-errors asks {report.passing:,} of them again"
+    return "the output has their errors, which would come again: correct these lines, and give them new custom_ids"

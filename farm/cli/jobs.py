@@ -177,7 +177,7 @@ def _sum_up(view: JobView) -> None:
         return
     tokens, total_s = view.usage.completion_tokens, view.timings.total_s
     resumed = f", {view.usage.resumed_tokens} of them resumed" if view.usage.resumed_tokens else ""
-    note(f"{tokens} tokens{resumed} in {duration(total_s)} by {view.worker} ({view.finish_reason}) · job {view.id}")
+    note(f"{tokens} tokens{resumed} in {duration(total_s)} by {view.worker} ({view.finish_reason})\njob {view.id}")
 
 
 def _goes_on(job: Job) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from farm.batch import BatchReport
+from farm.batch_report import BatchReport
 from farm.cli.output import duration, note, stderr
 
 WINDOW_S = 10.0

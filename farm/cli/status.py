@@ -62,7 +62,7 @@ def _show_farm(seen: Overview, where: str, api_url: str | None) -> None:
     out.print()
     out.print(_workers(seen) if seen.workers else "No workers. Start one: farm worker")
     out.print()
-    out.print(f"[bold]submitted[/bold] {seen.totals.get('submitted', 0):,} jobs")
+    out.print(f"[bold]submitted[/bold] {seen.totals.get('submitted', 0):,}")
     out.print(f"[bold]ended[/bold]     {ended(seen.totals)}")
     if revived := seen.totals.get("revived"):
         out.print(f"[bold]retried[/bold]   {revived:,} dead, by hand")

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from farm import Farm
-from farm.batch import BatchReport, run_batch
+from farm.batch import run_batch
 from farm.batch_file import Answers, OutputUnusable
+from farm.batch_report import BatchReport
 from farm.ledger.jobs import Jobs
 from farm.local.server import EmbeddedServer
 from farm.settings import Settings, load_settings

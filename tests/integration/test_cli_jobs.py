@@ -171,7 +171,7 @@ def test_status_shows_the_farm(quick: Settings, client: redis.Redis) -> None:
     assert [(worker["name"], worker["slots"], worker["is_alive"]) for worker in seen["workers"]] == [("hand", 2, True)]
     assert seen["totals"] == {"submitted": 3}
     assert "hand" in shown
-    assert "submitted 3 jobs" in shown
+    assert "submitted 3" in shown
 
 
 def test_status_tells_a_job_s_history(quick: Settings) -> None:
