@@ -130,7 +130,7 @@ def revoke(
     epilog=examples("farm keys webhook-secret --tenant ann", "farm keys webhook-secret --tenant ann --rotate"),
 )
 def webhook_secret(
-    tenant: NamedTenant,
+    tenant: Annotated[str, typer.Option(metavar="NAME", help="Whose webhooks.", show_default=False)],
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Make a new secret; the old one signs beside it for a day.")
     ] = False,

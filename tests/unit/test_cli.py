@@ -55,6 +55,7 @@ def test_help_of_a_command_fits_80_columns() -> None:
     said = farm("submit", "--help")
     assert said.code == 0
     assert "How to generate:" in said.out
+    assert "  PROMPT  The prompt;" in said.out
     assert "default: 64" in " ".join(said.out.split())
     assert said.out.index("Examples:") > said.out.index("--json")
     assert max(map(len, said.out.splitlines())) <= 80
