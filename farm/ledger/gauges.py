@@ -12,11 +12,11 @@ from farm.connection import our_errors
 from farm.contracts import PRIORITIES
 from farm.ledger.jobs import Jobs
 
+ALL = "(all)"
+"""Stands for the sum of all tenants; no tenant's name holds a bracket."""
 NAMED_TENANTS = 50
 OTHERS = "(other)"
 """Stands for all tenants that are not named; no tenant's name holds a bracket."""
-ALL = "(all)"
-"""Stands for the sum of all tenants."""
 FEW_JOBS = 2  # a pace is told from more than so many finished jobs, as in position.lua
 
 
