@@ -134,6 +134,19 @@ def test_what_is_written_is_writable() -> None:
             assert "/tmp" in {mount.partition(":")[0] for mount in about["tmpfs"]}, name  # noqa: S108
 
 
+def test_what_is_mounted_empty_belongs_to_its_user() -> None:
+    """Docker gives a tmpfs to root with the mode of the image's folder, so each but /tmp says whose it is. A heartbeat
+    is written into one of them."""
+    for name, about in services().items():
+        uid, _, gid = about.get("user", "10001:10001").partition(":")
+        mounts = dict(mount.partition(":")[::2] for mount in about.get("tmpfs", []))
+        for place, options in mounts.items():
+            if place != "/tmp":  # noqa: S108
+                assert {f"uid={uid}", f"gid={gid}", "mode=0700"} <= set(options.split(",")), f"{name}: {place}"
+        heartbeat = about.get("environment", {}).get("FARM_WORKER__HEARTBEAT_FILE")
+        assert heartbeat is None or str(Path(heartbeat).parent) in mounts, name
+
+
 def test_mounted_files_are_there() -> None:
     """Every file or folder of the repository that a service mounts exists, and is mounted for reading only."""
     for name, about in services().items():
