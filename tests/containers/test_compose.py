@@ -52,11 +52,12 @@ def test_it_is_tidy() -> None:
 
 
 def test_compose_takes_it() -> None:
-    """Docker Compose finds the file valid, and every part of a farm is in it."""
+    """Docker Compose finds the file valid, and every part of a farm is in it. The operator starts none of them."""
     wanted = {"redis", "worker", "system", "api", "flower", "prometheus", "grafana", "redis-exporter"}
     assert wanted <= set(services())
     without_profiles = {name for name, about in services().items() if not about.get("profiles")}
     assert wanted <= without_profiles
+    assert not services()["operator"].get("depends_on")
 
 
 def test_the_pages_override_is_valid(tmp_path: Path) -> None:
