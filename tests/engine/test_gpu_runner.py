@@ -192,7 +192,7 @@ def test_a_device_that_makes_no_graph_is_served_without(folder: Path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr("workers.engine.gpu.shard.capture", fails)
-        patch.setattr(torch.cuda, "synchronize", lambda device: None)
+        patch.setattr(torch.cuda, "synchronize", lambda _: None)
         patch.setattr(shard, "device", torch.device("cuda"))
         patch.setattr(shard._attention, "is_static", True)
         shard.warm_up()

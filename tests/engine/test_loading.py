@@ -48,7 +48,7 @@ def test_native_kernels_compute_contiguous_float32_unless_told_otherwise() -> No
     assert not placed(dtype="bfloat16").is_native
     assert not placed(kv_layout="paged").is_native
     assert placed().kernels([]) == "native on cpu"
-    assert placed(native="off", devices=["cpu", "cpu"]).kernels == "torch on cpu, cpu"
+    assert placed(native="off", devices=["cpu", "cpu"]).kernels([]) == "torch on cpu, cpu"
 
 
 def test_the_layout_decides_who_keeps_the_books() -> None:
