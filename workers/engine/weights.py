@@ -19,6 +19,7 @@ from workers.engine.checkpoint import BloomConfig, Checkpoint
 PREFIX = "transformer."
 EMBEDDING = "word_embeddings.weight"
 HEAD = "lm_head.weight"
+_AT_ONCE = 1 << 24
 
 
 def expected_shapes(config: BloomConfig) -> dict[str, tuple[int, ...]]:
@@ -82,7 +83,7 @@ class Weights:
         file, stored = self._where[name]
         tensor: Tensor = file.get_tensor(stored)
         tensor = tensor.to(self.device, self.dtype)
-        if not torch.isfinite(tensor).all():
+        if not _is_finite(tensor):
             raise ModelRefused(f"{self._folder}: {stored} holds NaN or infinity in {self.dtype}; the file is damaged")
         return tensor
 
@@ -110,3 +111,10 @@ class Weights:
                 raise ModelRefused(f"{self._folder}: {stored} has shape {found}, but config.json makes it {shape}")
             if piece.get_dtype() not in {"F16", "BF16", "F32"}:
                 raise ModelRefused(f"{self._folder}: {stored} is {piece.get_dtype()}; the farm loads F16, BF16 and F32")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Looked at piece by piece: the check of a whole embedding would take several times its memory."""
+    flat = tensor.flatten()
+    cuts = list(range(_AT_ONCE, flat.numel(), _AT_ONCE))
+    return all(bool(torch.isfinite(piece).all()) for piece in flat.tensor_split(cuts))
