@@ -49,7 +49,7 @@ class Bloom:
             context=min(engine.max_context, self.memory().largest),
             kv_tokens=self._placement.kv_tokens,
             vocab=checkpoint.config.vocab,
-            fingerprint=checkpoint.fingerprint("+".join(filter(None, (precision, engine.quantization)))),
+            fingerprint=checkpoint.fingerprint(_numbers(precision, engine)),
             load_s=round(time.perf_counter() - started, 3),
             tokenizer=str(checkpoint.tokenizer),
             kernels=self._placement.kernels,
@@ -95,3 +95,9 @@ class Bloom:
         """Wait for the steps in flight and forget what came of them."""
         self._sampled.clear()
         self._pipeline.drop()
+
+
+def _numbers(precision: str, engine: EngineSettings) -> str:
+    """What the model computes in, and keeps weights, keys and values in, where that is not the same."""
+    kept = f"{engine.kv_dtype} keys and values" if engine.kv_dtype != "auto" else None
+    return "+".join(filter(None, (precision, engine.quantization, kept)))

@@ -16,6 +16,7 @@ from workers.engine.devices import named_devices, own_devices
 from workers.engine.kv.arena import MIN_BLOCK, block_size
 from workers.engine.kv.cache import KVCache
 from workers.engine.kv.contiguous import ContiguousKV
+from workers.engine.kv.eight_bits import KV_DTYPES, EightBitPages
 from workers.engine.kv.manager import KVManager
 from workers.engine.kv.paged import PAGE, PagedKV
 from workers.engine.kv.pages import PageBuffers
@@ -41,6 +42,7 @@ class Placement:
     is_paged: bool
     is_native: bool
     kv_tokens: int
+    kv_dtype: str = "auto"
 
     def memory(self, caching: bool) -> KVManager:
         """The bookkeeping of an empty KV cache."""
@@ -60,16 +62,30 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     dtype = _DTYPES[name]
     # A CPU that has no room for whole sequences of the longest context serves shorter ones.
     context = MIN_BLOCK if on_cpu else engine.max_context
-    plan = plan_shards(config, name, devices, context=context, reserve=0 if on_cpu else None)
+    plan = plan_shards(
+        config,
+        name,
+        devices,
+        context=context,
+        reserve=0 if on_cpu else None,
+        quantization=engine.quantization,
+        kv_dtype=engine.kv_dtype,
+    )
     kv_tokens = _cpu_kv_tokens(plan, engine) if on_cpu else _gpu_kv_tokens(plan, engine)
-    is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and not on_cpu)
+    wants_pages = not on_cpu or engine.kv_dtype != "auto"
+    is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and wants_pages)
     if not on_cpu and not is_paged:
         raise ModelRefused("FARM_ENGINE__KV_LAYOUT=contiguous is for CPUs; unset it on a machine with GPUs")
+    if wants_pages and not is_paged:
+        raise ModelRefused(
+            f"FARM_ENGINE__KV_DTYPE={engine.kv_dtype} lies in pages, and FARM_ENGINE__KV_LAYOUT=contiguous has none; "
+            "unset one of the two"
+        )
     could_be_native = on_cpu and not is_paged and engine.native == "auto" and dtype is torch.float32
     # The library takes bytes by fours.
     could_be_native &= engine.quantization is None or config.hidden % 4 == 0
     is_native = could_be_native and library.load() is not None
-    return Placement(plan, dtype, is_paged, is_native, kv_tokens)
+    return Placement(plan, dtype, is_paged, is_native, kv_tokens, engine.kv_dtype)
 
 
 def load_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSettings, threads: int) -> list[Shard]:
@@ -92,7 +108,10 @@ def _shard(
             return NativeShard(kernels, KVCache(*sizes))
         plain = Stage(weights, stage.layers, first=first, last=last, quantization=engine.quantization)
     if placement.is_paged:
-        return PagedShard(plain, PageBuffers(*sizes, torch.device(stage.device.name)))
+        device = torch.device(stage.device.name)
+        if placement.kv_dtype != "auto":
+            return PagedShard(plain, EightBitPages(*sizes, device, KV_DTYPES[placement.kv_dtype]))
+        return PagedShard(plain, PageBuffers(*sizes, device))
     plain.warm_up(engine.max_slots)
     return ContiguousShard(plain, KVCache(*sizes))
 

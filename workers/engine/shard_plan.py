@@ -58,7 +58,8 @@ class ShardPlan:
     """Stages in the order of the forward pass; a device that none uses is ``idle``.
 
     context: tokens of the longest sequence.  filled_step_bytes: what the slowest stage would read in a step if devices
-    were filled in turn, as accelerate does; None where it finds no room or was not asked.
+    were filled in turn, as accelerate does; None where it finds no room or was not asked.  quantization, kv_dtype: what
+    weights, and keys and values, are kept in, as the settings name it.
     """
 
     stages: tuple[StagePlan, ...]
@@ -67,6 +68,8 @@ class ShardPlan:
     dtype: str
     context: int
     filled_step_bytes: int | None = None
+    quantization: str | None = None
+    kv_dtype: str = "auto"
 
     @property
     def kv_tokens(self) -> int:
@@ -81,7 +84,7 @@ class ShardPlan:
     @property
     def kv_token_bytes(self) -> int:
         """Bytes of one token's keys and values over all stages."""
-        return self.config.layers * layer_token_bytes(self.config, self.dtype)
+        return self.config.layers * layer_token_bytes(self.config, self.dtype, self.kv_dtype)
 
     @property
     def weight_bytes(self) -> int:
