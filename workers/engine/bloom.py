@@ -22,7 +22,8 @@ from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
 from workers.engine.tokenizer import Tokenizer
 
-_SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+_SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "STATUS_ALLOC_FAILED")
+"""What CPUs', CUDA's and its libraries' allocators say."""
 
 
 class Bloom:
@@ -86,8 +87,10 @@ class Bloom:
             logits, seconds = self._pipeline.collect()
             picks = dict(zip(rows, sample(logits.cpu(), rows), strict=True))
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(word in str(error) for word in _SHORTAGES):
+            if not is_shortage(error):
                 raise
+            # What the allocator keeps in pieces may do for the next, smaller step. No-op without a GPU.
+            torch.cuda.empty_cache()
             raise OutOfMemory("a step found no memory to compute in") from error
         return Result([picks[sequence] for sequence in wanted], seconds)
 
@@ -95,6 +98,11 @@ class Bloom:
         """Wait for the steps in flight and forget what came of them."""
         self._sampled.clear()
         self._pipeline.drop()
+
+
+def is_shortage(error: Exception) -> bool:
+    """Whether it says that memory ran out, on whatever device; torch.OutOfMemoryError is a RuntimeError that does."""
+    return isinstance(error, MemoryError) or any(word in str(error) for word in _SHORTAGES)
 
 
 def _numbers(precision: str, engine: EngineSettings) -> str:

@@ -12,7 +12,7 @@ import torch
 from farm.errors import ModelRefused
 from farm.settings import EngineSettings, ModelSettings
 from workers.engine.checkpoint import BloomConfig, Checkpoint
-from workers.engine.devices import named_devices, own_devices
+from workers.engine.devices import held_by_others, named_devices, own_devices
 from workers.engine.kv.arena import MIN_BLOCK, block_size
 from workers.engine.kv.cache import KVCache
 from workers.engine.kv.contiguous import ContiguousKV
@@ -26,7 +26,7 @@ from workers.engine.native.stage import NativeStage
 from workers.engine.pipeline import Shard
 from workers.engine.planner import plan_shards
 from workers.engine.shard import ContiguousShard, NativeShard, PagedShard
-from workers.engine.shard_plan import ShardPlan, StagePlan
+from workers.engine.shard_plan import ModelTooLarge, ShardPlan, StagePlan
 from workers.engine.stage import Stage
 from workers.engine.weights import Weights
 
@@ -62,15 +62,19 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     dtype = _DTYPES[name]
     # A CPU that has no room for whole sequences of the longest context serves shorter ones.
     context = MIN_BLOCK if on_cpu else engine.max_context
-    plan = plan_shards(
-        config,
-        name,
-        devices,
-        context=context,
-        reserve=0 if on_cpu else None,
-        quantization=engine.quantization,
-        kv_dtype=engine.kv_dtype,
-    )
+    try:
+        plan = plan_shards(
+            config,
+            name,
+            devices,
+            context=context,
+            reserve=0 if on_cpu else None,
+            quantization=engine.quantization,
+            kv_dtype=engine.kv_dtype,
+        )
+    except ModelTooLarge as error:
+        held = held_by_others(devices)
+        raise (ModelTooLarge(f"{error}; {held}", error.missing) if held else error) from None
     kv_tokens = _cpu_kv_tokens(plan, engine) if on_cpu else _gpu_kv_tokens(plan, engine)
     wants_pages = not on_cpu or engine.kv_dtype != "auto"
     is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and wants_pages)

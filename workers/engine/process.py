@@ -50,14 +50,15 @@ def load_model(settings: Settings) -> Model:
     if settings.engine.kind == "synthetic":
         return Synthetic(settings.engine)
     # Here because it imports torch, which the synthetic engine does without.
-    from workers.engine.bloom import Bloom
+    from workers.engine.bloom import Bloom, is_shortage
 
     try:
         return Bloom(settings.model, settings.engine)
-    except MemoryError as error:
-        raise ModelRefused(
-            f"no memory to load {settings.model.id}: {error or 'allocation failed'}; `farm plan` says what it needs"
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        found = str(error).partition("\n")[0] or "allocation failed"
+        raise ModelRefused(f"no memory to load {settings.model.id}: {found}; `farm plan` says what it needs") from error
 
 
 def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Command]) -> None:
