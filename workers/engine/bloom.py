@@ -8,7 +8,7 @@ from collections import deque
 import torch
 
 from farm.settings import EngineSettings, ModelSettings
-from workers.engine.checkpoint import find_checkpoint
+from workers.engine.checkpoint import Checkpoint, find_checkpoint
 from workers.engine.detokenizer import Pieces
 from workers.engine.engine import OutOfMemory, Result
 from workers.engine.kv.manager import KVManager
@@ -21,6 +21,7 @@ from workers.engine.sampler import sample
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
 from workers.engine.tokenizer import Tokenizer
+from workers.engine.weights import OpenWeights, Weights
 
 _SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "STATUS_ALLOC_FAILED")
 """What CPUs', CUDA's and its libraries' allocators say."""
@@ -30,17 +31,26 @@ class Bloom:
     """A loaded Bloom checkpoint. Implements ``engine.Model``."""
 
     @torch.inference_mode()
-    def __init__(self, model: ModelSettings, engine: EngineSettings) -> None:
-        """Load the model. Raises ModelRefused with the reason if it can't be served. Sets torch's thread count."""
+    def __init__(
+        self,
+        model: ModelSettings,
+        engine: EngineSettings,
+        checkpoint: Checkpoint | None = None,
+        open_weights: OpenWeights = Weights,
+    ) -> None:
+        """Load the model. Raises ModelRefused with the reason if it can't be served. Sets torch's thread count.
+
+        checkpoint, open_weights: for weights that are in no files; else those that ``model`` names are found and read.
+        """
         started = time.perf_counter()
         threads = engine.threads or usable_cores()
-        checkpoint = find_checkpoint(model.id, model.revision)
+        checkpoint = checkpoint or find_checkpoint(model.id, model.revision)
         self._tokenizer = Tokenizer(checkpoint.tokenizer)
         self._placement = place(checkpoint.config, model, engine)
         self._caching = engine.prefix_caching
         # The native library has threads of its own; torch's would only be in their way.
         torch.set_num_threads(1 if self._placement.is_native else threads)
-        self._pipeline = Pipeline(load_shards(checkpoint, self._placement, engine, threads), threads)
+        self._pipeline = Pipeline(load_shards(checkpoint, self._placement, engine, threads, open_weights), threads)
         # Of each step in flight, the sequences that get a token: as the engine wants them, and in the rows' order.
         self._sampled: deque[tuple[list[Sequence], list[Sequence]]] = deque()
         self.eos_ids = checkpoint.eos_ids

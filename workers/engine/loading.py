@@ -28,7 +28,7 @@ from workers.engine.planner import plan_shards
 from workers.engine.shard import ContiguousShard, NativeShard, PagedShard
 from workers.engine.shard_plan import ModelTooLarge, ShardPlan, StagePlan
 from workers.engine.stage import Stage
-from workers.engine.weights import Weights
+from workers.engine.weights import OpenWeights, Weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -92,19 +92,31 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     return Placement(plan, dtype, is_paged, is_native, kv_tokens, engine.kv_dtype)
 
 
-def load_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSettings, threads: int) -> list[Shard]:
+def load_shards(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    engine: EngineSettings,
+    threads: int,
+    open_weights: OpenWeights = Weights,
+) -> list[Shard]:
     """Load each stage straight to its device. ``threads`` are shared out. Raises ModelRefused for damaged weights."""
     stages = placement.plan.stages
-    return [_shard(checkpoint, placement, stage, engine, max(1, threads // len(stages))) for stage in stages]
+    share = max(1, threads // len(stages))
+    return [_shard(checkpoint, placement, stage, engine, share, open_weights) for stage in stages]
 
 
 def _shard(
-    checkpoint: Checkpoint, placement: Placement, stage: StagePlan, engine: EngineSettings, threads: int
+    checkpoint: Checkpoint,
+    placement: Placement,
+    stage: StagePlan,
+    engine: EngineSettings,
+    threads: int,
+    open_weights: OpenWeights,
 ) -> Shard:
     config, dtype = checkpoint.config, placement.dtype
     sizes = (len(stage.layers), config.heads, config.head_dim, placement.kv_tokens, dtype)
     first, last = stage.has_embedding, stage.has_head
-    with Weights(checkpoint, dtype, stage.device.name) as weights:
+    with open_weights(checkpoint, dtype, stage.device.name) as weights:
         if placement.is_native:
             kernels = NativeStage(
                 weights, stage.layers, first=first, last=last, threads=threads, quantization=engine.quantization
