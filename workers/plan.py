@@ -1,6 +1,7 @@
 """``python -m workers.plan``: a model over devices, as JSON. ``farm plan`` asks it, as ``farm/`` may not load torch.
 
-Model, dtype and context come from FARM_ settings. Reads a configuration and no weights, and takes no GPU memory.
+Model, dtype and context come from FARM_ settings. Reads a configuration and no weights; this machine's own GPUs are
+asked for their free memory, which takes some of it for that moment.
 """
 
 from __future__ import annotations

@@ -128,6 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = session.settings()
     if session.begin("floors"):
         session.keep("floors", measure_floors(options.device, session.dtype))
+        _free()
     _measure_engine(session, settings)
     _free()
     _measure_transformers(session)

@@ -20,11 +20,9 @@ from workers.engine.protocol import Ready
 from workers.engine.sampler import sample
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
+from workers.engine.shortage import is_shortage
 from workers.engine.tokenizer import Tokenizer
 from workers.engine.weights import OpenWeights, Weights
-
-_SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "STATUS_ALLOC_FAILED")
-"""What CPUs', CUDA's and its libraries' allocators say."""
 
 
 class Bloom:
@@ -108,11 +106,6 @@ class Bloom:
         """Wait for the steps in flight and forget what came of them."""
         self._sampled.clear()
         self._pipeline.drop()
-
-
-def is_shortage(error: Exception) -> bool:
-    """Whether it says that memory ran out, on whatever device; torch.OutOfMemoryError is a RuntimeError that does."""
-    return isinstance(error, MemoryError) or any(word in str(error) for word in _SHORTAGES)
 
 
 def _numbers(precision: str, engine: EngineSettings) -> str:

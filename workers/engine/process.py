@@ -22,6 +22,7 @@ from farm.settings import Settings, load_settings
 from workers.engine.engine import Engine, Model
 from workers.engine.outbox import Outbox
 from workers.engine.protocol import BEAT_S, Add, Cancel, Command, Halt, Halted, Message, Refused, Report, decode, encode
+from workers.engine.shortage import is_shortage
 from workers.engine.synthetic import Synthetic
 
 log = structlog.get_logger(__name__)
@@ -50,7 +51,7 @@ def load_model(settings: Settings) -> Model:
     if settings.engine.kind == "synthetic":
         return Synthetic(settings.engine)
     # Here because it imports torch, which the synthetic engine does without.
-    from workers.engine.bloom import Bloom, is_shortage
+    from workers.engine.bloom import Bloom
 
     try:
         return Bloom(settings.model, settings.engine)
