@@ -6,7 +6,9 @@ No GPU is needed: what torch and NVML would say of one is put in their place.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from workers.engine.loading import place
 from workers.engine.process import load_model
 from workers.engine.protocol import Add, SamplingParams
 from workers.engine.shard_plan import Device, ModelTooLarge
+from workers.gpus import holders
 
 GIB = 1 << 30
 NO_DRIVER = (
@@ -152,6 +155,31 @@ def test_too_little_free_memory_names_who_holds_it(machine: Machine) -> None:
     assert said.value.missing
     machine.holders = {}
     assert held_by_others([Device("cuda:0", 1), Device("cpu", 1)]) == ""
+
+
+def test_holders_are_those_of_the_gpu_that_cuda_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML counts all GPUs, CUDA those that CUDA_VISIBLE_DEVICES names; a size that is not told is no size."""
+
+    asked = []
+
+    def processes(handle: str) -> list[SimpleNamespace]:
+        if handle == "gpu 5":
+            raise OSError("not supported")
+        asked.append(handle)
+        return [SimpleNamespace(pid=7, usedGpuMemory=GIB), SimpleNamespace(pid=8, usedGpuMemory=None)]
+
+    nvml = SimpleNamespace(
+        NVMLError=OSError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: f"gpu {index}",
+        nvmlDeviceGetHandleByUUID=lambda name: name,
+        nvmlDeviceGetComputeRunningProcesses=processes,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc,5")
+    assert holders(0) == holders(1) == [(7, GIB)]
+    assert asked == ["gpu 3", "GPU-abc"]
+    assert holders(2) == holders(9) == []
 
 
 def test_a_gpu_that_is_not_here_is_one_line_of_the_command() -> None:
