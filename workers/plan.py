@@ -21,6 +21,7 @@ from workers.engine.module_bytes import bytes_of_shapes
 from workers.engine.planner import plan_shards, reserved
 from workers.engine.presets import PRESETS, parameters
 from workers.engine.shard_plan import Device, ShardPlan, StagePlan
+from workers.engine.tensor_parallel.plan import check_shares, plan_ranks, rank_devices
 from workers.exits import EXIT_REFUSED
 
 
@@ -40,6 +41,7 @@ def as_json(plan: ShardPlan, reserve: int | None, lengths: list[int]) -> dict[st
         "parameters": parameters(plan.config),
         "dtype": plan.dtype,
         "context": plan.context,
+        "tensor_parallel": plan.ranks,
         "stages": [_stage(stage, reserve) for stage in plan.stages],
         "idle": [device.name for device in plan.idle],
         "quantization": plan.quantization,
@@ -97,15 +99,21 @@ def main() -> None:
         dtype = settings.model.dtype
         if dtype == "auto":
             dtype = "float32" if devices[0].name == "cpu" else "bfloat16"
-        plan = plan_shards(
-            config,
-            dtype,
-            devices,
-            context=settings.engine.max_context,
-            reserve=args.reserve,
-            quantization=settings.engine.quantization,
-            kv_dtype=settings.engine.kv_dtype,
-        )
+        context, ranks = settings.engine.max_context, settings.engine.tensor_parallel
+        if ranks > 1:
+            check_shares(config, ranks, settings.engine.quantization, settings.engine.kv_dtype)
+            devices = rank_devices(devices, ranks)
+            plan = plan_ranks(config, dtype, devices, context=context, reserve=args.reserve)
+        else:
+            plan = plan_shards(
+                config,
+                dtype,
+                devices,
+                context=context,
+                reserve=args.reserve,
+                quantization=settings.engine.quantization,
+                kv_dtype=settings.engine.kv_dtype,
+            )
     except FarmError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EXIT_REFUSED) from None

@@ -43,6 +43,7 @@ class PlanFailed(FarmError):
     epilog=examples(
         "farm plan --model bigscience/bloom-7b1 --devices 4x16GiB",
         "farm plan --model bigscience/bloom --devices 8x80GB --dtype bf16 --json | jq .kv_tokens",
+        "farm plan --model bigscience/bloom-7b1 --devices 2x10GiB --tensor-parallel 2",
         "farm plan --model ./my-bloom --devices 16GiB,24GiB --context 4096 --length 500",
         "farm plan --model bigscience/bloom-7b1 --devices 2x10GiB --quantization int8 --kv-dtype int8",
         "farm plan                              FARM_MODEL__ID on this machine",
@@ -89,6 +90,14 @@ def plan(
             show_default="FARM_ENGINE__KV_DTYPE, auto",
         ),
     ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Share every layer between N devices instead of giving each its own layers.",
+            show_default="FARM_ENGINE__TENSOR_PARALLEL, 1",
+        ),
+    ] = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -116,7 +125,11 @@ def plan(
     From its configuration alone: stages whose reads per step are balanced, and the room for keys and values. Fails (1)
     when the model does not fit, with the missing bytes.
     """
-    engine: dict[str, object] = given(max_context=context, kv_dtype=_one_of("--kv-dtype", kv_dtype, KV_DTYPES))
+    engine: dict[str, object] = given(
+        max_context=context,
+        tensor_parallel=tensor_parallel,
+        kv_dtype=_one_of("--kv-dtype", kv_dtype, KV_DTYPES),
+    )
     if quantization is not None:
         chosen = _one_of("--quantization", quantization, QUANTIZATIONS)
         engine["quantization"] = None if chosen == "none" else chosen
@@ -175,13 +188,14 @@ def _ask(settings: Settings, args: list[str]) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    out, stages = stdout(), found["stages"]
+    out, stages, ranks = stdout(), found["stages"], found["tensor_parallel"]
     on = "1 device" if len(stages) == 1 else f"{len(stages)} devices"
+    on += f", {ranks} ranks that share every layer" if ranks > 1 else ""
     kept = f", {found['quantization']} weights" if found["quantization"] else ""
     kept += f", {found['kv_dtype']} keys and values" if found["kv_dtype"] != "auto" else ""
     out.print(Text.assemble((found["model"], "bold"), f" in {found['dtype']}{kept} on {on}"))
     out.print()
-    out.print(_table(stages))
+    out.print(_table(stages, ranks))
     out.print()
     facts = table("", "")
     facts.show_header = False
@@ -195,7 +209,7 @@ def _show(found: dict[str, Any]) -> None:
         note("\nOn a CPU the engine packs its weights, and the packed copies need up to their size again.")
 
 
-def _table(stages: list[dict[str, Any]]) -> object:
+def _table(stages: list[dict[str, Any]], ranks: int) -> object:
     numbers = ("memory", "weights", "read", "KV room", "KV tokens")
     shown = table("", "device", "memory", "layers", *numbers[1:], right=numbers)
     for index, stage in enumerate(stages):
@@ -203,7 +217,7 @@ def _table(stages: list[dict[str, Any]]) -> object:
             str(index),
             stage["device"],
             size(stage["device_bytes"]),
-            _holds(stage),
+            _holds(stage) if ranks == 1 else f"1/{ranks} of all",
             size(stage["weight_bytes"]),
             size(stage["step_bytes"]),
             size(stage["kv_bytes"]),
@@ -221,9 +235,12 @@ def _holds(stage: dict[str, Any]) -> str:
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     several = len(found["stages"]) > 1
+    ranks = found["tensor_parallel"]
     reserves = sorted({stage["reserve_bytes"] for stage in found["stages"]})
     kept = " to ".join(dict.fromkeys(map(size, (reserves[0], reserves[-1]))))
     copied = found["weight_bytes"] - found["model_bytes"]
+    copies = "copies of norms and biases" if ranks > 1 else "the head's copy"
+    over = ", over all ranks" if ranks > 1 else ", over all stages"
     first, *more = found["sequences"]
     counts = [
         f"{first['count']:,} of {first['tokens']:,} tokens",
@@ -231,7 +248,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     facts = [
         ("parameters", f"{found['parameters']:,}"),
-        ("weights", size(found["weight_bytes"]) + (f", {size(copied)} of it the head's copy" if copied else "")),
+        ("weights", size(found["weight_bytes"]) + (f", {size(copied)} of it {copies}" if copied else "")),
         ("kept free", kept + (" on each device" if several else "")),
         (
             "KV cache",
@@ -239,9 +256,9 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{size(found['kv_token_bytes'])} each",
         ),
         ("sequences", " or ".join(filter(None, (", ".join(counts[:-1]), counts[-1])))),
-        ("a step reads", f"{size(found['step_bytes'])} of weights" + (", over all stages" if several else "")),
+        ("a step reads", f"{size(found['step_bytes'])} of weights" + (over if several else "")),
     ]
-    if several:
+    if several and ranks == 1:
         slowest = size(found["largest_step_bytes"])
         facts.append(("balance", f"the slowest stage reads {slowest}, {found['imbalance']:.2f} times the average"))
     if several and found["filled_step_bytes"] is not None:

@@ -105,3 +105,5 @@ def test_it_is_another_model_in_pages(tmp_path: Path) -> None:
     assert len({ready.fingerprint for ready in made.values()}) == 3
     with pytest.raises(ModelRefused, match="FARM_ENGINE__KV_DTYPE=fp8 lies in pages"):
         bloom(folder, kv_dtype="fp8", kv_layout="contiguous")
+    with pytest.raises(ModelRefused, match="unset FARM_ENGINE__KV_DTYPE=int8 or FARM_ENGINE__TENSOR_PARALLEL=5"):
+        bloom(folder, kv_dtype="int8", tensor_parallel=5)
