@@ -12,13 +12,14 @@ import torch
 from farm.errors import ModelRefused
 from farm.settings import EngineSettings, ModelSettings
 from workers.engine.checkpoint import BloomConfig, Checkpoint
-from workers.engine.devices import named_devices, own_devices
+from workers.engine.devices import held_by_others, named_devices, own_devices
 from workers.engine.gpu.attention import TorchAttention
 from workers.engine.gpu.selftest import best_attention
 from workers.engine.gpu.shard import DeviceShard
 from workers.engine.kv.arena import MIN_BLOCK, block_size
 from workers.engine.kv.cache import KVCache
 from workers.engine.kv.contiguous import ContiguousKV
+from workers.engine.kv.eight_bits import KV_DTYPES, EightBitPages
 from workers.engine.kv.manager import KVManager
 from workers.engine.kv.paged import PAGE, PagedKV
 from workers.engine.kv.pages import PageBuffers
@@ -28,11 +29,11 @@ from workers.engine.native.stage import NativeStage
 from workers.engine.pipeline import Shard
 from workers.engine.planner import plan_shards
 from workers.engine.shard import ContiguousShard, NativeShard, PagedShard
-from workers.engine.shard_plan import ShardPlan, StagePlan
+from workers.engine.shard_plan import ModelTooLarge, ShardPlan, StagePlan
 from workers.engine.stage import Stage
 from workers.engine.tensor_parallel.loading import load_ranks
 from workers.engine.tensor_parallel.plan import check_shares, plan_ranks, rank_devices
-from workers.engine.weights import Weights
+from workers.engine.weights import OpenWeights, Weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,6 +47,7 @@ class Placement:
     is_paged: bool
     is_native: bool
     kv_tokens: int
+    kv_dtype: str = "auto"
     is_launched: bool = False
     """Whether steps are launched by ``gpu.runner``,"""
     lookahead: int = 0
@@ -68,26 +70,47 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     devices = named_devices(engine.devices) if engine.devices else own_devices()
     in_ranks = engine.tensor_parallel > 1
     if in_ranks:
-        check_shares(config, engine.tensor_parallel, engine.quantization)
+        check_shares(config, engine.tensor_parallel, engine.quantization, engine.kv_dtype)
         devices = rank_devices(devices, engine.tensor_parallel)
     on_cpu = all(device.name == "cpu" for device in devices)
     name = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
     dtype = _DTYPES[name]
     # A CPU that has no room for whole sequences of the longest context serves shorter ones.
     context = MIN_BLOCK if on_cpu else engine.max_context
-    plan = (plan_ranks if in_ranks else plan_shards)(
-        config, name, devices, context=context, reserve=0 if on_cpu else None
-    )
+    reserve = 0 if on_cpu else None
+    try:
+        if in_ranks:
+            plan = plan_ranks(config, name, devices, context=context, reserve=reserve)
+        else:
+            plan = plan_shards(
+                config,
+                name,
+                devices,
+                context=context,
+                reserve=reserve,
+                quantization=engine.quantization,
+                kv_dtype=engine.kv_dtype,
+            )
+    except ModelTooLarge as error:
+        held = held_by_others(devices)
+        raise (ModelTooLarge(f"{error}; {held}", error.missing) if held else error) from None
     kv_tokens = _cpu_kv_tokens(plan, engine) if on_cpu else _gpu_kv_tokens(plan, engine)
-    is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and not on_cpu)
+    wants_pages = not on_cpu or engine.kv_dtype != "auto"
+    is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and wants_pages)
     if not on_cpu and not is_paged:
         raise ModelRefused("FARM_ENGINE__KV_LAYOUT=contiguous is for CPUs; unset it on a machine with GPUs")
-    # Ranks compute in step, and wait for each other anyway.
-    is_launched = is_paged and not in_ranks and (not on_cpu or bool(engine.lookahead))
+    if wants_pages and not is_paged:
+        raise ModelRefused(
+            f"FARM_ENGINE__KV_DTYPE={engine.kv_dtype} lies in pages, and FARM_ENGINE__KV_LAYOUT=contiguous has none; "
+            "unset one of the two"
+        )
+    # Ranks compute in step, and wait for each other anyway; 8-bit pages are torch's.
+    could_be_launched = is_paged and not in_ranks and engine.kv_dtype == "auto"
+    is_launched = could_be_launched and (not on_cpu or bool(engine.lookahead))
     if engine.lookahead and not is_launched:
         raise ModelRefused(
-            "FARM_ENGINE__LOOKAHEAD=1 needs pages, and no ranks; set FARM_ENGINE__KV_LAYOUT=paged and "
-            "FARM_ENGINE__TENSOR_PARALLEL=1, or unset it"
+            "FARM_ENGINE__LOOKAHEAD=1 needs plain pages and no ranks; set FARM_ENGINE__KV_LAYOUT=paged, leave "
+            "FARM_ENGINE__KV_DTYPE and FARM_ENGINE__TENSOR_PARALLEL alone, or unset it"
         )
     lookahead = (1 if engine.lookahead is None else engine.lookahead) if is_launched else 0
     could_be_native = on_cpu and not is_paged and engine.native == "auto" and dtype is torch.float32
@@ -96,10 +119,16 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     # The library takes bytes by fours.
     could_be_native &= engine.quantization is None or config.hidden % 4 == 0
     is_native = could_be_native and library.load() is not None
-    return Placement(plan, dtype, is_paged, is_native, kv_tokens, is_launched, lookahead)
+    return Placement(plan, dtype, is_paged, is_native, kv_tokens, engine.kv_dtype, is_launched, lookahead)
 
 
-def load_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSettings, threads: int) -> list[Shard]:
+def load_shards(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    engine: EngineSettings,
+    threads: int,
+    open_weights: OpenWeights = Weights,
+) -> list[Shard]:
     """Load each stage straight to its device. ``threads`` are shared out. Raises ModelRefused for damaged weights."""
     stages = placement.plan.stages
     if placement.plan.ranks > 1:
@@ -113,17 +142,20 @@ def load_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSett
             timeout_s=engine.load_timeout_s,
         )
         return [ranks]
-    return [_shard(checkpoint, placement, stage, engine, max(1, threads // len(stages))) for stage in stages]
+    share = max(1, threads // len(stages))
+    return [_shard(checkpoint, placement, stage, engine, share, open_weights) for stage in stages]
 
 
-def load_device_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSettings) -> list[DeviceShard]:
+def load_device_shards(
+    checkpoint: Checkpoint, placement: Placement, engine: EngineSettings, open_weights: OpenWeights = Weights
+) -> list[DeviceShard]:
     """Load each stage straight to its device, warmed up. Raises ModelRefused for damaged weights."""
     config, context = checkpoint.config, min(engine.max_context, placement.kv_tokens)
     shards = []
     for plan in placement.plan.stages:
         device = torch.device(plan.device.name)
         heads, head_dim, dtype = config.heads, config.head_dim, placement.dtype
-        with Weights(checkpoint, dtype, plan.device.name) as weights:
+        with open_weights(checkpoint, dtype, plan.device.name) as weights:
             first, last = plan.has_embedding, plan.has_head
             stage = Stage(weights, plan.layers, first=first, last=last, quantization=engine.quantization)
         # One page more, which padding rows write to.
@@ -137,12 +169,17 @@ def load_device_shards(checkpoint: Checkpoint, placement: Placement, engine: Eng
 
 
 def _shard(
-    checkpoint: Checkpoint, placement: Placement, stage: StagePlan, engine: EngineSettings, threads: int
+    checkpoint: Checkpoint,
+    placement: Placement,
+    stage: StagePlan,
+    engine: EngineSettings,
+    threads: int,
+    open_weights: OpenWeights,
 ) -> Shard:
     config, dtype = checkpoint.config, placement.dtype
     sizes = (len(stage.layers), config.heads, config.head_dim, placement.kv_tokens, dtype)
     first, last = stage.has_embedding, stage.has_head
-    with Weights(checkpoint, dtype, stage.device.name) as weights:
+    with open_weights(checkpoint, dtype, stage.device.name) as weights:
         if placement.is_native:
             kernels = NativeStage(
                 weights, stage.layers, first=first, last=last, threads=threads, quantization=engine.quantization
@@ -150,7 +187,10 @@ def _shard(
             return NativeShard(kernels, KVCache(*sizes))
         plain = Stage(weights, stage.layers, first=first, last=last, quantization=engine.quantization)
     if placement.is_paged:
-        return PagedShard(plain, PageBuffers(*sizes, torch.device(stage.device.name)))
+        device = torch.device(stage.device.name)
+        if placement.kv_dtype != "auto":
+            return PagedShard(plain, EightBitPages(*sizes, device, KV_DTYPES[placement.kv_dtype]))
+        return PagedShard(plain, PageBuffers(*sizes, device))
     plain.warm_up(engine.max_slots)
     return ContiguousShard(plain, KVCache(*sizes))
 
