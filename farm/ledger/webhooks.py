@@ -41,8 +41,10 @@ class Due:
 
     @property
     def message_id(self) -> str:
-        """The same for every try to tell of one end."""
-        return f"{self.member.replace(':', '_')}_{self.event}"
+        """The same for every try to tell of one end: job_<id>_<event> or batch_<hex>_<event>."""
+        kind, _, item_id = self.member.partition(":")
+        name = item_id if item_id.startswith(f"{kind}_") else f"{kind}_{item_id}"
+        return f"{name}_{self.event}"
 
 
 class Outbox:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 
 from farm import keys
+from farm.batch_contracts import COMPLETIONS, BatchRequest
+from farm.ledger.batches import Batches
+from farm.ledger.driving import Driving
+from farm.ledger.files import Files
 from farm.ledger.webhooks import Due, Outbox, WebhookSecrets, pause_s
 from farm.local.environ import with_values
 from farm.results import WebhookView
@@ -80,6 +84,21 @@ def test_a_call_that_nobody_hears_of_is_made_again(field: Field, outbox: Outbox)
     assert outbox.note(first, "delivered", status=200) == "delivered"
     assert outbox.note(second, "retry", status=500) == ""
     assert (hook(field, job).state, hook(field, job).tries) == ("delivered", 2)
+
+
+def test_a_message_is_named_after_what_ended(field: Field, outbox: Outbox) -> None:
+    """The kind of what ended stands in its message's id once, then which of its ends this is."""
+    [job] = ended(field)
+    Files(field.jobs).add("file-1", "default", "files/1", filename="in.jsonl", purpose="batch", size=9)
+    batch = Batches(field.jobs).add(
+        BatchRequest(input_file_id="file-1", endpoint=COMPLETIONS, webhook_url=URL), "default"
+    )
+    driving = Driving(field.jobs, "barn")
+    drive = driving.take()
+    assert drive is not None
+    driving.end(drive, "completed", [])
+    assert {due.message_id for due in take(outbox)} == {f"job_{job}_1", f"{batch.id}_1"}
+    assert batch.id.startswith("batch_")
 
 
 def test_a_failing_receiver_is_tried_for_a_day(field: Field, outbox: Outbox) -> None:
