@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from farm import keys
@@ -9,6 +11,7 @@ from farm.batch_contracts import COMPLETIONS, BatchRequest
 from farm.ledger.batches import Batches
 from farm.ledger.driving import Driving
 from farm.ledger.files import Files
+from farm.ledger.scripts import sha
 from farm.ledger.webhooks import Due, Outbox, WebhookSecrets, pause_s
 from farm.local.environ import with_values
 from farm.results import WebhookView
@@ -165,6 +168,63 @@ def test_a_lane_that_is_slow_leaves_room_for_others(field: Field, outbox: Outbox
     assert take(outbox, 22, busy) == []
     ended(field, 1, tenant="ben")
     assert [due.tenant for due in take(outbox, 22, busy)] == ["ben"]
+
+
+def test_many_lanes_of_a_tenant_delay_nobody_elses(field: Field, outbox: Outbox) -> None:
+    """While a tenant's calls all hang, its 3,000 other receivers cost nobody a turn, and no call of the script 5 ms."""
+    many = [f"https://slow-{number}.example/" for number in range(3000)]
+    field.jobs.submit([field.place(tenant="ann", webhook_url=url) for url in many])
+    ids = field.jobs.client.zrange(keys.jobs("ann"), 0, -1)
+    for start in range(0, len(ids), 100):
+        field.jobs.cancel(ids[start : start + 100])
+    [job] = ended(field, tenant="ben")
+    field.jobs.client.config_set("slowlog-log-slower-than", 5_000)
+    field.jobs.client.slowlog_reset()
+    first = take(outbox, 32)
+    assert Counter(due.tenant for due in first) == {"ann": 8, "ben": 1}
+    hanging = {due.lane: 1 for due in first if due.tenant == "ann"}
+    assert len(hanging) == 8
+    for _ in range(3):
+        [job] = ended(field, tenant="ben")
+        [due] = take(outbox, 24, hanging)
+        assert due.member == f"job:{job}"
+        outbox.note(due, "delivered", status=200)
+    field.later(90_000)  # all lanes are to be swept, and ann's first calls to be made again
+    [job] = ended(field, tenant="ben")
+    assert f"job:{job}" in {due.member for due in take(outbox, 24, hanging)}
+    take_sha = sha("webhook_take").encode()
+    assert [entry for entry in field.jobs.client.slowlog_get() if take_sha in entry["command"]] == []
+
+
+def test_tenants_and_lanes_have_turns(field: Field, outbox: Outbox) -> None:
+    """Who was called waits for the others: with one call at a time, tenants alternate, and so do the lanes of one."""
+    for host in ("a", "b"):
+        ended(field, 3, url=f"https://{host}.example/", tenant="ann")
+    ended(field, 3, tenant="ben")
+    lanes = []
+    for _ in range(6):
+        [due] = take(outbox, 1)
+        lanes.append(due.lane)
+        field.later(2)
+    assert len({lane for lane in lanes if lane.startswith("ann:")}) == 2
+    assert [lane.partition(":")[0] for lane in lanes] in (["ann", "ben"] * 3, ["ben", "ann"] * 3)
+
+
+def test_lanes_of_an_earlier_version_are_found(field: Field, outbox: Outbox) -> None:
+    """What only `webhooks` lists, as it was before tenants had turns, is taken at once; and `webhooks` has every lane
+    within a minute for a version that takes from there, so that an update can be taken back."""
+    made = [ended(field, tenant=tenant)[0] for tenant in ("ann", "ben")]
+    lanes = field.client.zrange(keys.WEBHOOKS, 0, -1)
+    field.client.delete(keys.HOOK_TENANTS, keys.hook_lanes("ann"), keys.hook_lanes("ben"))
+    field.client.zadd(keys.WEBHOOKS, dict.fromkeys(lanes, 0))
+    found = take(outbox)
+    assert {due.member for due in found} == {f"job:{job}" for job in made}
+    for due in found:
+        outbox.note(due, "retry", status=503)
+    field.later(4_000)
+    assert take(outbox) == []
+    now_ms = 1000 * field.client.time()[0]
+    assert all(score < now_ms + 70_000 for _, score in field.client.zrange(keys.WEBHOOKS, 0, -1, withscores=True))
 
 
 def test_a_webhook_of_what_is_gone_is_dropped(field: Field, outbox: Outbox) -> None:
