@@ -5,7 +5,7 @@ new schema reads it first, and the next one writes it. So one release can be rol
 
 The number stands in each job, in each message and, the highest that any worker wrote, in the ledger. A worker leaves a
 job or a message of a newer schema than it reads to others; in a ledger of a newer one it does not start.
-``common.lua`` has the same numbers, since scripts compare them.
+``scripts/shared/base.lua`` has the same numbers, since scripts compare them.
 """
 
 from __future__ import annotations

@@ -126,6 +126,9 @@ def _envelope(message: Dispatch) -> dict[str, Any]:
         "task_id": message.id,
         "queue": queue_of(message.model),
         "ignore_result": True,
+        # What people see of it the worker tells (workers.redaction). Celery's own words take a quarter of the time.
+        "argsrepr": "",
+        "kwargsrepr": "",
     }
     if not message.plain:
         return common

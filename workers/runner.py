@@ -7,11 +7,8 @@ the ledger, a drain, the engine's death) settles it; the task thread then writes
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import structlog
 
@@ -29,11 +26,10 @@ from workers.deck import Deck
 from workers.engine.protocol import GATHER_S, Cancel, Emitted, Failed, Finished, Ready, Report
 from workers.engine_process import EngineProcess
 from workers.lives import Lives
+from workers.patience import Patience
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-RETRY_CAP_S = 2.0
 HALT_S = 1.0  # how long a drain waits for the step that the engine is in
 
 
@@ -54,8 +50,7 @@ class Runner:
         self._is_registered = threading.Event()
         self._draining = threading.Event()
         self._drain_lock = threading.Lock()
-        self._give_up_at = math.inf
-        self._stopped = threading.Event()
+        self._patience = Patience()
         self.drained = threading.Event()
         """Set once all jobs were handed back, or can't be."""
         self.on_open: Callable[[], None] = lambda: None
@@ -118,7 +113,7 @@ class Runner:
             if self.drained.is_set():
                 return
             drain_s = self._settings.worker.drain_s
-            self._give_up_at = time.monotonic() + drain_s
+            self._patience.limit(drain_s)
             self.lives.cease()
             engine = self.lives.serving
             if engine is not None and not engine.halt(min(HALT_S, drain_s / 4)):
@@ -129,7 +124,7 @@ class Runner:
 
     def stop(self) -> None:
         """End the engine and the beat, after ``drain``."""
-        self._stopped.set()
+        self._patience.end()
         self.beat.stop()
         self.lives.end()
 
@@ -148,7 +143,7 @@ class Runner:
     def _on_ready(self, engine: EngineProcess, ready: Ready) -> None:
         self.ready = ready
         try:
-            if not self._patiently(self._register):
+            if not self._patience.until_answered(self._register):
                 return
         except ServerUnreachable:
             log.warning("stopped_before_registering")
@@ -196,7 +191,9 @@ class Runner:
     def _hand_back(self, held: list[tuple[str, str]], kind: ReleaseKind, reason: str) -> None:
         """Release jobs until the server has answered; else their leases end."""
         try:
-            self._patiently(lambda: self._attempts.release(held, kind, reason, draining=self._draining.is_set()))
+            self._patience.until_answered(
+                lambda: self._attempts.release(held, kind, reason, draining=self._draining.is_set())
+            )
             log.info("handed_back", jobs=len(held), reason=reason)
         except ServerUnreachable as error:
             log.warning("not_handed_back", jobs=len(held), reason=reason, error=str(error))
@@ -249,7 +246,7 @@ class Runner:
     def _send_back(self, claim: Claim) -> Ending:
         """Hand back a job that found no engine. That is nobody's fault."""
         reason = "drain" if self._draining.is_set() else "engine_starting"
-        self._patiently(lambda: self._attempts.release([(claim.id, claim.nonce)], "drain", reason))
+        self._patience.until_answered(lambda: self._attempts.release([(claim.id, claim.nonce)], "drain", reason))
         return Ending(JobState.QUEUED, reason)
 
     def _conclude(self, running: Aboard) -> Ending:
@@ -263,9 +260,9 @@ class Runner:
         outcome = outcome_of(final, self.ready.fingerprint)
         while True:
             if len(running.entries) - running.flushed > ENTRIES_PER_CALL:
-                self._patiently(self._flush)
+                self._patience.until_answered(self._flush)
                 continue
-            answer = self._patiently(lambda: self._attempts.finish(running.advance(), outcome))
+            answer = self._patience.until_answered(lambda: self._attempts.finish(running.advance(), outcome))
             if isinstance(answer, Kept):
                 self._note_kept(running, answer.tokens)
                 continue
@@ -291,20 +288,7 @@ class Runner:
         """Hand the job back for another attempt, after a wait drawn with full jitter."""
         keeper = self._settings.keeper
         wait_s = jittered_s(claim.retries, keeper.retry_base_s, keeper.retry_cap_s)
-        [state] = self._patiently(
+        [state] = self._patience.until_answered(
             lambda: self._attempts.release([(claim.id, claim.nonce)], "retry", error.code, wait_s=wait_s, error=error)
         )
         return Ending(state, error.code, error)
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Call until the server answers. Raises ServerUnreachable once a drain has taken ``worker.drain_s``."""
-        wait_s = 0.05
-        while True:
-            try:
-                return call()
-            except ServerUnreachable as error:
-                if wait_s == 0.05:
-                    log.warning("waiting_for_server", error=str(error))
-                if time.monotonic() >= self._give_up_at or self._stopped.wait(wait_s):
-                    raise
-                wait_s = min(RETRY_CAP_S, 2 * wait_s)

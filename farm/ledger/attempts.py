@@ -20,7 +20,7 @@ from farm.results import JobError
 
 SUSPECT_WAIT_MS = 150  # a flush, and a step or two: how long the one before it takes to be cleared
 ENTRIES_PER_CALL = 5_000  # below the limit of Lua's unpack
-PROOF = 16  # new tokens that show that a job does not kill engines; as in common.lua
+PROOF = 16  # new tokens that show that a job does not kill engines; as in scripts/shared/base.lua
 ReleaseKind = Literal["drain", "retry", "lost"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from json.encoder import encode_basestring
 
 from farm.contracts import JobState, Request, created_at
 from farm.results import TokenLogprobs
@@ -67,5 +67,7 @@ class Piece:
 
 def entry(token_id: int, text: str, logprob: float | None, top: list[tuple[int, float]] | None) -> str:
     """One generated token as the ledger keeps it."""
-    body: list[Any] = [token_id, text] if logprob is None else [token_id, text, logprob, top or []]
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+    if logprob is None:
+        # For each token, so without the time of an encoder for all there is.
+        return f"[{token_id},{encode_basestring(text)}]"
+    return json.dumps([token_id, text, logprob, top or []], separators=(",", ":"), ensure_ascii=False)

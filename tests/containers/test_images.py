@@ -59,7 +59,7 @@ def test_images_are_small_and_hold_no_compiler(
         print(f"\nbloomfarm-{target} adds {size_mb} MB to its base")
     assert size_mb < LARGEST_MB[target]
     [packages] = (container.root / "opt" / "farm" / "lib").glob("python3.*/site-packages")
-    assert (packages / "farm" / "ledger" / "scripts" / "common.lua").is_file()
+    assert (packages / "farm" / "ledger" / "scripts" / "shared" / "base.lua").is_file()
     assert (packages / "workers" / "tiny_bloom" / "tokenizer.json").is_file(), "the API counts a prompt's tokens"
     assert not [name for name in (*FOREIGN[target], "pip", "setuptools") if (packages / name).exists()]
     compilers = ("cc", "gcc", "g++", "c++", "clang", "as", "ld", "tcc", "zig", "nvcc")

@@ -2,7 +2,7 @@
 
     python -m tests.k8s.acl_rules --write      # after scripts or commands have changed
 
-Commands are found in the Lua scripts, with the functions of common.lua that they reach, and in the Python modules that
+Commands are found in the Lua scripts, with the shared functions that they reach, and in the Python modules that
 send some themselves. Every role reads all of the ledger that it has commands for, and writes what its code writes.
 """
 
@@ -14,7 +14,6 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 from farm import keys
@@ -157,8 +156,8 @@ def _pattern(family: str | None) -> str:
 
 
 def _of_scripts(names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    """(command, family of its key) for all calls of these scripts and of what they reach in common.lua."""
-    functions = _functions(_lua("common"))
+    """(command, family of its key) for all calls of these scripts and of what they reach of the shared parts."""
+    functions = _functions(_code(scripts.shared()))
     builders = _builders(functions)
     for name in names:
         waiting, reached = [_lua(name), functions[""]], {""}
@@ -192,7 +191,7 @@ def _family(expression: str, text: str, builders: dict[str, str]) -> str | None:
     parameters = begins[2].split(", ") if begins else []
     if begins is None or word[1] not in parameters:
         return None
-    everything = _lua("common")
+    everything = _code(scripts.shared())
     [given] = {call.split(", ")[parameters.index(word[1])] for call in _callers(begins[1], everything)}
     around = next(body for body in _functions(everything).values() if f"{begins[1]}({given}" in body and body != text)
     return _family(given, around, builders)
@@ -229,7 +228,11 @@ def _named(name: str) -> str:
 
 
 def _lua(name: str) -> str:
-    text = (resources.files(scripts) / f"{name}.lua").read_text(encoding="utf-8")
+    return _code(scripts.text_of(name))
+
+
+def _code(text: str) -> str:
+    """Lua without its comments."""
     return "\n".join(line.partition("--")[0] for line in text.splitlines())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
 
 import pytest
 
@@ -25,33 +24,30 @@ BUILDERS = {"key_job": "job", "key_out": "out", "key_history": "history", "key_q
 BUILDERS |= {"key_hooks": "hooks", "key_batch": "batch", "key_parts": "batch_parts", "key_batches": "batches"}
 BUILDERS |= {"key_file": "file", "key_files": "files", "key_hook_lanes": "hook_lanes"}
 BUILDERS |= {"key_worker": "worker", "key_held": "held", "key_jobs": "jobs", "key_usage": "usage"}
-
-
-def lua(name: str) -> str:
-    return (resources.files(scripts) / f"{name}.lua").read_text(encoding="utf-8")
+ALL = [*scripts.NAMES, *(f"shared/{part}" for part in scripts.SHARED)]
 
 
 def touched(name: str) -> set[str]:
     """The keys that the head of a script lists."""
-    head = re.search(r"-- Touches: (.*?)\.\n(?!--   )", lua(name), re.DOTALL)
+    head = re.search(r"-- Touches: (.*?)\.\n(?!--   )", scripts.text_of(name), re.DOTALL)
     assert head, f"{name}.lua lists no keys"
     words = re.sub(r"\s*\n--\s*", " ", head[1]).split(",")
     return {word.strip().rstrip(":") for word in words if not word.strip().startswith(("and ", "what "))}
 
 
-@pytest.mark.parametrize("name", [*scripts.NAMES, "common"])
+@pytest.mark.parametrize("name", ALL)
 def test_every_key_that_a_script_builds_is_declared(name: str) -> None:
     """A name after the prefix in Lua is a declared key, with a colon exactly if its name has parts that vary."""
-    found = re.findall(r"P \.\. '([a-z_]+)(:?)", lua(name))
+    found = re.findall(r"P \.\. '([a-z_]+)(:?)", scripts.text_of(name))
     for word, colon in found:
         assert word in DECLARED, f"{name}.lua builds {word}, which farm/keys.py does not list"
         assert bool(colon) == (":" in DECLARED[word].name)
 
 
-@pytest.mark.parametrize("name", [*scripts.NAMES, "common"])
+@pytest.mark.parametrize("name", ALL)
 def test_commands_fit_the_types_declared(name: str) -> None:
     """A script uses hash commands on hashes, list commands on lists, and so on."""
-    calls = re.findall(r"redis\.call\('([A-Z]+)', (?:P \.\. '([a-z_]+)|(key_[a-z_]+))", lua(name))
+    calls = re.findall(r"redis\.call\('([A-Z]+)', (?:P \.\. '([a-z_]+)|(key_[a-z_]+))", scripts.text_of(name))
     for command, word, builder in calls:
         if command in TYPES:
             assert DECLARED[word or BUILDERS[builder]].type == TYPES[command], f"{name}.lua: {command} {word}{builder}"
@@ -66,7 +62,7 @@ def test_heads_list_declared_keys(name: str) -> None:
 @pytest.mark.parametrize("name", scripts.NAMES)
 def test_heads_list_all_that_a_script_touches_itself(name: str) -> None:
     """A script names no key in its own body that its head leaves out."""
-    text = lua(name)
+    text = scripts.text_of(name)
     body = "\n".join(line.partition("--")[0] for line in text.splitlines())
     own = set(re.findall(r"P \.\. '([a-z_]+)", body)) | {BUILDERS[b] for b in re.findall(r"(key_[a-z_]+)\(", body)}
     inherits = "what a" in text
@@ -110,14 +106,14 @@ def test_all_keys_share_one_hash_tag() -> None:
 def test_scripts_read_no_clock_but_the_servers() -> None:
     """Only the shared part asks for the time, and it asks the server."""
     for name in scripts.NAMES:
-        assert "'TIME'" not in lua(name)
-        assert "os.time" not in lua(name)
-    assert lua("common").count("'TIME'") == 1
+        assert "'TIME'" not in scripts.text_of(name)
+        assert "os.time" not in scripts.text_of(name)
+    assert scripts.shared().count("'TIME'") == 1
 
 
 def test_scripts_have_the_schemas_of_the_code() -> None:
-    """common.lua compares with the numbers that farm/schema.py names, and one release may be rolled back."""
-    found = re.search(r"local WRITES, READS = (\d+), (\d+)", lua("common"))
+    """The shared part compares with the numbers that farm/schema.py names, and one release may be rolled back."""
+    found = re.search(r"local WRITES, READS = (\d+), (\d+)", scripts.shared())
     assert found
     assert [int(number) for number in found.groups()] == [schema.WRITES, schema.READS]
     assert schema.FIRST <= schema.WRITES <= schema.READS <= schema.WRITES + 1

@@ -24,8 +24,8 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Pick]:
     raw = {row: logits[row].log_softmax(-1) for row, p in enumerate(params) if p.logprobs is not None}
     _penalize(logits, sequences)
     _forbid_stops(logits, sequences)
-    highest, greedy = logits.max(-1)
-    tokens, finite = greedy.tolist(), highest.isfinite().tolist()
+    greedy = _argmax(logits)
+    tokens, finite = greedy.tolist(), logits.gather(-1, greedy[:, None])[:, 0].isfinite().tolist()
     drawn = [row for row, p in enumerate(params) if p.temperature > 0 and finite[row]]
     if drawn:
         cuts = [Cut(p.temperature, p.top_k, p.top_p) for p in (params[row] for row in drawn)]
@@ -36,6 +36,14 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Pick]:
         Pick(None) if not finite[row] else _with_logprobs(tokens[row], raw.get(row), params[row].logprobs)
         for row in range(len(sequences))
     ]
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """The first place of each row's highest number, or of a NaN. [rows]."""
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    # torch's own looks at one number after the other, which is ten times as long.
+    return torch.from_numpy(logits.numpy().argmax(-1))
 
 
 def uniform(seed: int, index: int) -> float:

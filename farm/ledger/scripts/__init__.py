@@ -56,18 +56,27 @@ NAMES = (
     "tidy",
     "gauges",
 )
-
+SHARED = ("base", "queues", "moves", "ends", "losses")
+"""The parts of ``shared/``, each of which uses those before it; all of them stand before every script."""
 
 Arguments = tuple[str | int | float, ...]
 
 
 @cache
 def source(name: str) -> str:
-    """A script as the server gets it: flags, the shared part, its own part."""
-    folder = resources.files(__name__)
-    common = (folder / "common.lua").read_text(encoding="utf-8")
-    own = (folder / f"{name}.lua").read_text(encoding="utf-8")
-    return f"#!lua{FLAGS.get(name, ' flags=allow-oom')}\n{common}\n{own}"
+    """A script as the server gets it: flags, the shared parts, its own part."""
+    return f"#!lua{FLAGS.get(name, ' flags=allow-oom')}\n{shared()}\n{text_of(name)}"
+
+
+@cache
+def shared() -> str:
+    """What stands before every script."""
+    return "\n".join(text_of(f"shared/{part}") for part in SHARED)
+
+
+def text_of(name: str) -> str:
+    """A file of this folder, without its ending."""
+    return (resources.files(__name__) / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def sha(name: str) -> str:
