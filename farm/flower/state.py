@@ -7,10 +7,12 @@ import logging
 import os
 import pickle
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from celery import states
+from celery.events import EventReceiver
 from celery.events.state import Task
 from flower.events import Events, EventsState
 from flower.inspector import Inspector
@@ -19,6 +21,7 @@ from farm.flower.redaction import safe_event, safe_request
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 1.0
 HELD = ("active", "reserved", "scheduled")
 
 
@@ -51,6 +54,27 @@ class FarmState(EventsState):  # type: ignore[misc]
                 del self.counter[name]
 
 
+class Ear(EventReceiver):
+    """Receives events, and goes on after one that is none: whoever listens anew misses what comes meanwhile."""
+
+    def get_consumers(self, Consumer: Any, channel: Any) -> list[Any]:  # noqa: N803 (Celery names it)
+        """Celery's own, which drop what can't be decoded."""
+        consumers: list[Any] = super().get_consumers(Consumer, channel)
+        for consumer in consumers:
+            consumer.on_decode_error = self._drop
+        return consumers
+
+    def _receive(self, body: Any, message: Any, **_: Any) -> None:
+        for event in body if isinstance(body, list) else [body]:
+            try:
+                self.process(*self.event_from_message(event))
+            except Exception as error:  # a stranger's event may hold anything
+                self._drop(message, error)
+
+    def _drop(self, _message: Any, error: Exception) -> None:
+        log.debug("an event was dropped: %s", type(error).__name__)
+
+
 class FarmEvents(Events):  # type: ignore[misc]
     """Listens to the broker. Makes every event safe before it is kept, so that searches find nothing else either."""
 
@@ -60,6 +84,16 @@ class FarmEvents(Events):  # type: ignore[misc]
         super().__init__(capp, io_loop, db=db, persistent=True, state_save_interval=round(save_s * 1000), **limits)
         if not isinstance(self.state, FarmState):
             self.state = FarmState(**limits)
+
+    def run(self) -> None:
+        """Listen, for as long as Flower runs."""
+        while True:
+            try:
+                with self.capp.connection() as connection:
+                    Ear(connection, handlers={"*": self.on_event}, app=self.capp).capture(limit=None, wakeup=True)
+            except Exception as error:
+                log.warning("not listening, trying again in %s s: %s", RETRY_S, type(error).__name__)
+                time.sleep(RETRY_S)
 
     def on_event(self, event: dict[str, Any]) -> None:
         super().on_event(safe_event(event))

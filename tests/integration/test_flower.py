@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -97,6 +99,36 @@ def test_nothing_private_is_anywhere(
     flower.stop()
     everything = json.dumps(told) + flower.log + flower.db.read_bytes().decode("latin-1")
     assert [word for word in words if word in everything] == []
+
+
+def test_what_is_no_event_costs_no_event(start_flower: StartFlower, foreign_app: Celery) -> None:
+    """Whatever strangers send to where events go, those that come right after it are heard."""
+    flower = start_flower()
+    exchange = foreign_app.events.Dispatcher(enabled=False).exchange
+    nonsense = [
+        {},
+        7,
+        [],
+        [7, {"type": 7}],
+        {"type": "task-received", "clock": "x"},
+        {"type": "task-sent"},
+        "type",
+        None,
+    ]
+    told = []
+    with foreign_app.connection() as connection, connection.Producer() as producer:
+
+        def publish(body: object, kind: str = "task.multi", **how: Any) -> None:
+            producer.publish(body, exchange=exchange, declare=[exchange], routing_key=kind, **how)
+
+        for number, wrong in enumerate([*nonsense, b"\x80nonsense"]):
+            how = {"content_type": "application/json", "content_encoding": "utf-8"} if isinstance(wrong, bytes) else {}
+            publish(wrong, **how)
+            told.append(f"after-{number}")
+            event = {"type": "task-received", "uuid": told[-1], "name": "other.task", "hostname": "w9@there"}
+            publish([wrong, {**event, "timestamp": time.time(), "utcoffset": 0, "pid": 1, "clock": 100 + number}])
+        wait_until(lambda: told[-1] in flower.tasks(), why="the last of them to be heard")
+    assert set(told) <= flower.tasks().keys()
 
 
 @pytest.mark.parametrize(
