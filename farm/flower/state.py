@@ -47,8 +47,11 @@ class FarmState(EventsState):  # type: ignore[misc]
     Task = JobTask
 
     def event(self, event: dict[str, Any]) -> None:
-        """Take an event that is safe."""
-        super().event(event)
+        """Take an event that is safe. One that lacks what its kind has is dropped, and its content logged by nobody."""
+        try:
+            super().event(event)
+        except Exception as error:  # a stranger's event may hold anything
+            dropped(error)
         if len(self.counter) > self.max_workers_in_memory:
             for name in [name for name in self.counter if name not in self.workers]:
                 del self.counter[name]
@@ -58,21 +61,18 @@ class Ear(EventReceiver):
     """Receives events, and goes on after one that is none: whoever listens anew misses what comes meanwhile."""
 
     def get_consumers(self, Consumer: Any, channel: Any) -> list[Any]:  # noqa: N803 (Celery names it)
-        """Celery's own, which drop what can't be decoded."""
+        """Celery's own, which don't quote what they can't decode."""
         consumers: list[Any] = super().get_consumers(Consumer, channel)
         for consumer in consumers:
-            consumer.on_decode_error = self._drop
+            consumer.on_decode_error = lambda _message, error: dropped(error)
         return consumers
 
-    def _receive(self, body: Any, message: Any, **_: Any) -> None:
+    def _receive(self, body: Any, _message: Any, **_: Any) -> None:
         for event in body if isinstance(body, list) else [body]:
             try:
                 self.process(*self.event_from_message(event))
             except Exception as error:  # a stranger's event may hold anything
-                self._drop(message, error)
-
-    def _drop(self, _message: Any, error: Exception) -> None:
-        log.debug("an event was dropped: %s", type(error).__name__)
+                dropped(error)
 
 
 class FarmEvents(Events):  # type: ignore[misc]
@@ -123,6 +123,11 @@ class FarmInspector(Inspector):  # type: ignore[misc]
         if method in HELD and isinstance(response, list):
             response = [safe_request(request) for request in response if isinstance(request, dict)]
         super()._on_update(workername, method, response)
+
+
+def dropped(error: Exception) -> None:
+    """Note that an event was of no use."""
+    log.debug("an event was dropped: %s", type(error).__name__)
 
 
 def save(path: Path, state: FarmState) -> None:
