@@ -20,6 +20,7 @@ from workers.engine.module_bytes import ELEMENT_BYTES
 from workers.engine.planner import plan_shards, reserved
 from workers.engine.presets import PRESETS, parameters
 from workers.engine.shard_plan import Device, ShardPlan, StagePlan
+from workers.engine.tensor_parallel.plan import check_shares, plan_ranks, rank_devices
 from workers.exits import EXIT_REFUSED
 
 
@@ -39,6 +40,7 @@ def as_json(plan: ShardPlan, reserve: int | None, lengths: list[int]) -> dict[st
         "parameters": parameters(plan.config),
         "dtype": plan.dtype,
         "context": plan.context,
+        "tensor_parallel": plan.ranks,
         "stages": [_stage(stage, reserve) for stage in plan.stages],
         "idle": [device.name for device in plan.idle],
         "model_bytes": parameters(plan.config) * ELEMENT_BYTES[plan.dtype],
@@ -88,7 +90,13 @@ def main() -> None:
         dtype = settings.model.dtype
         if dtype == "auto":
             dtype = "float32" if devices[0].name == "cpu" else "bfloat16"
-        plan = plan_shards(config, dtype, devices, context=settings.engine.max_context, reserve=args.reserve)
+        context, ranks = settings.engine.max_context, settings.engine.tensor_parallel
+        if ranks > 1:
+            check_shares(config, ranks, settings.engine.quantization)
+            devices = rank_devices(devices, ranks)
+            plan = plan_ranks(config, dtype, devices, context=context, reserve=args.reserve)
+        else:
+            plan = plan_shards(config, dtype, devices, context=context, reserve=args.reserve)
     except FarmError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EXIT_REFUSED) from None

@@ -41,6 +41,7 @@ class PlanFailed(FarmError):
     epilog=examples(
         "farm plan --model bigscience/bloom-7b1 --devices 4x16GiB",
         "farm plan --model bigscience/bloom --devices 8x80GB --dtype bf16 --json | jq .kv_tokens",
+        "farm plan --model bigscience/bloom-7b1 --devices 2x10GiB --tensor-parallel 2",
         "farm plan --model ./my-bloom --devices 16GiB,24GiB --context 4096 --length 500",
         "farm plan                              FARM_MODEL__ID on this machine",
     ),
@@ -70,6 +71,14 @@ def plan(
             show_default="FARM_MODEL__DTYPE, auto",
         ),
     ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Share every layer between N devices instead of giving each its own layers.",
+            show_default="FARM_ENGINE__TENSOR_PARALLEL, 1",
+        ),
+    ] = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -97,7 +106,10 @@ def plan(
     From its configuration alone: stages whose reads per step are balanced, and the room for keys and values. Fails (1)
     when the model does not fit, with the missing bytes.
     """
-    settings = load_settings(model=given(id=model, dtype=_dtype(dtype)), engine=given(max_context=context))
+    settings = load_settings(
+        model=given(id=model, dtype=_dtype(dtype)),
+        engine=given(max_context=context, tensor_parallel=tensor_parallel),
+    )
     limit = settings.engine.max_context
     if too_long := [tokens for tokens in length or [] if tokens > limit]:
         raise InvalidRequest("--length", f"{too_long[0]:,} tokens > {limit:,}, the context; raise --context")
@@ -146,11 +158,12 @@ def _ask(settings: Settings, args: list[str]) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    out, stages = stdout(), found["stages"]
+    out, stages, ranks = stdout(), found["stages"], found["tensor_parallel"]
     on = "1 device" if len(stages) == 1 else f"{len(stages)} devices"
+    on += f", {ranks} ranks that share every layer" if ranks > 1 else ""
     out.print(Text.assemble((found["model"], "bold"), f" in {found['dtype']} on {on}"))
     out.print()
-    out.print(_table(stages))
+    out.print(_table(stages, ranks))
     out.print()
     facts = table("", "")
     facts.show_header = False
@@ -164,7 +177,7 @@ def _show(found: dict[str, Any]) -> None:
         note("\nOn a CPU the engine packs its weights, and the packed copies need up to their size again.")
 
 
-def _table(stages: list[dict[str, Any]]) -> object:
+def _table(stages: list[dict[str, Any]], ranks: int) -> object:
     numbers = ("memory", "weights", "read", "KV room", "KV tokens")
     shown = table("", "device", "memory", "layers", *numbers[1:], right=numbers)
     for index, stage in enumerate(stages):
@@ -172,7 +185,7 @@ def _table(stages: list[dict[str, Any]]) -> object:
             str(index),
             stage["device"],
             size(stage["device_bytes"]),
-            _holds(stage),
+            _holds(stage) if ranks == 1 else f"1/{ranks} of all",
             size(stage["weight_bytes"]),
             size(stage["step_bytes"]),
             size(stage["kv_bytes"]),
@@ -190,9 +203,12 @@ def _holds(stage: dict[str, Any]) -> str:
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     several = len(found["stages"]) > 1
+    ranks = found["tensor_parallel"]
     reserves = sorted({stage["reserve_bytes"] for stage in found["stages"]})
     kept = " to ".join(dict.fromkeys(map(size, (reserves[0], reserves[-1]))))
     copied = found["weight_bytes"] - found["model_bytes"]
+    copies = "copies of norms and biases" if ranks > 1 else "the head's copy"
+    over = ", over all ranks" if ranks > 1 else ", over all stages"
     first, *more = found["sequences"]
     counts = [
         f"{first['count']:,} of {first['tokens']:,} tokens",
@@ -200,7 +216,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     facts = [
         ("parameters", f"{found['parameters']:,}"),
-        ("weights", size(found["weight_bytes"]) + (f", {size(copied)} of it the head's copy" if copied else "")),
+        ("weights", size(found["weight_bytes"]) + (f", {size(copied)} of it {copies}" if copied else "")),
         ("kept free", kept + (" on each device" if several else "")),
         (
             "KV cache",
@@ -208,9 +224,9 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{size(found['kv_token_bytes'])} each",
         ),
         ("sequences", " or ".join(filter(None, (", ".join(counts[:-1]), counts[-1])))),
-        ("a step reads", f"{size(found['step_bytes'])} of weights" + (", over all stages" if several else "")),
+        ("a step reads", f"{size(found['step_bytes'])} of weights" + (over if several else "")),
     ]
-    if several:
+    if several and ranks == 1:
         slowest = size(found["largest_step_bytes"])
         facts.append(("balance", f"the slowest stage reads {slowest}, {found['imbalance']:.2f} times the average"))
     if several and found["filled_step_bytes"] is not None:

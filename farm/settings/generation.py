@@ -46,6 +46,9 @@ class EngineSettings(Group):
     devices: list[str] = Field([])
     """Where the model's stages run, first to last, with commas between them: "cpu,cpu" is two stages that share the
     threads. Unset: all GPUs of the machine, or one stage on the CPU."""
+    tensor_parallel: int = Field(1, ge=1, le=64)
+    """How many processes share every layer, a device of DEVICES each; on a CPU they share its cores. A divisor of the
+    model's attention heads. For a model too large, or too slow, for one GPU; stages are not combined with it."""
     native: Literal["auto", "off"] = "auto"
     """auto: the C++ kernels are compiled at the first start if there is a compiler, and used if they pass a test."""
     quantization: Literal["int8"] | None = None

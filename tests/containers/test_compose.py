@@ -52,11 +52,12 @@ def test_it_is_tidy() -> None:
 
 
 def test_compose_takes_it() -> None:
-    """Docker Compose finds the file valid, and every part of a farm is in it."""
+    """Docker Compose finds the file valid, and every part of a farm is in it. The operator starts none of them."""
     wanted = {"redis", "worker", "system", "api", "flower", "prometheus", "grafana", "redis-exporter"}
     assert wanted <= set(services())
     without_profiles = {name for name, about in services().items() if not about.get("profiles")}
     assert wanted <= without_profiles
+    assert not services()["operator"].get("depends_on")
 
 
 def test_the_pages_override_is_valid(tmp_path: Path) -> None:
@@ -132,6 +133,19 @@ def test_what_is_written_is_writable() -> None:
             writable = [mount for mount in about.get("volumes", []) if not mount.get("read_only")]
             assert all(f" {mount['target']}" in made for mount in writable), name
             assert "/tmp" in {mount.partition(":")[0] for mount in about["tmpfs"]}, name  # noqa: S108
+
+
+def test_what_is_mounted_empty_belongs_to_its_user() -> None:
+    """Docker gives a tmpfs to root with the mode of the image's folder, so each but /tmp says whose it is. A heartbeat
+    is written into one of them."""
+    for name, about in services().items():
+        uid, _, gid = about.get("user", "10001:10001").partition(":")
+        mounts = dict(mount.partition(":")[::2] for mount in about.get("tmpfs", []))
+        for place, options in mounts.items():
+            if place != "/tmp":  # noqa: S108
+                assert {f"uid={uid}", f"gid={gid}", "mode=0700"} <= set(options.split(",")), f"{name}: {place}"
+        heartbeat = about.get("environment", {}).get("FARM_WORKER__HEARTBEAT_FILE")
+        assert heartbeat is None or str(Path(heartbeat).parent) in mounts, name
 
 
 def test_mounted_files_are_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +107,16 @@ def test_nothing_private_is_sent_to_the_builder() -> None:
     assert rules[0] == "*"
     allowed = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
     assert allowed == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "farm", "workers", "api"}
+
+
+@pytest.mark.fast
+def test_the_pages_command_runs_a_worker() -> None:
+    """What docs/deploy/docker.md says to run with a read-only root lets the images' user write where a worker does."""
+    page = (REPOSITORY / "docs" / "deploy" / "docker.md").read_text(encoding="utf-8")
+    command = re.search(r"^    docker run (?:.*\\\n)*.* bloomfarm-(\S+):", page, re.MULTILINE)
+    assert command
+    mounts = dict(re.findall(r"--tmpfs ([^\s:]+)(?::(\S+))?", command[0]))
+    heartbeat = Path(environ(command[1])["FARM_WORKER__HEARTBEAT_FILE"])
+    assert set(mounts) == {"/tmp", str(heartbeat.parent)}  # noqa: S108
+    # Docker gives a tmpfs to root, with the mode of the image's folder.
+    assert set(mounts[str(heartbeat.parent)].split(",")) == {"uid=10001", "gid=10001", "mode=0700"}

@@ -173,6 +173,14 @@ def test_who_commands_workers(admin: redis.Redis) -> None:
     assert listeners == {"flower"}
 
 
+def test_what_the_exporter_is_told(admin: redis.Redis) -> None:
+    """Prometheus' exporter gets an answer to all that it asks at a scrape, except for the slow log's entries, which
+    would show prompts."""
+    asked = ("CLIENT SETNAME redis_exporter", "INFO ALL", "LATENCY LATEST", "LATENCY HISTOGRAM", "SLOWLOG LEN")
+    asked += ("SLOWLOG GET 1",)
+    assert {line for line in asked if not _may(admin, "monitor", *line.split(" "))} == {"SLOWLOG GET 1"}
+
+
 def test_the_default_user_is_off(admin: redis.Redis) -> None:
     """Who has no password gets in nowhere, and a probe can ping and no more."""
     port = admin.connection_pool.connection_kwargs["port"]

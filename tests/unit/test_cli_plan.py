@@ -119,6 +119,20 @@ def test_a_plan_is_a_table_for_people() -> None:
     assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80
 
 
+def test_ranks_share_every_layer() -> None:
+    """With --tensor-parallel each device holds a part of all layers; heads that can't be shared are refused."""
+    found = farm(*BLOOM, "--devices", "4x6GiB", "--tensor-parallel", 4, "--json").json
+    assert found["tensor_parallel"] == 4
+    assert {(stage["layers"], stage["weight_bytes"]) for stage in found["stages"]} == {(30, found["weight_bytes"] // 4)}
+    said = farm(*BLOOM, "--devices", "2x10GiB", "--tensor-parallel", 2)
+    assert "1/2 of all" in said.out
+    assert "copies of norms and biases" in said.out
+    assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80
+    refused = farm(*BLOOM, "--devices", "3x10GiB", ENGINE__TENSOR_PARALLEL=3)
+    assert (refused.code, len(refused.err.splitlines())) == (1, 1)
+    assert "give it one of 1, 2, 4, 8, 16, 32" in refused.err
+
+
 def test_devices_of_the_settings_are_planned_over() -> None:
     """Without --devices the plan is what a worker with these settings does."""
     found = farm("plan", "--json", ENGINE__DEVICES="cpu,cpu").json

@@ -86,9 +86,10 @@ class _Chunk:
 class Batcher:
     """Makes batches, and keeps the decode rows' groups from step to step while they hold."""
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: KVCache, slopes: Tensor | None = None) -> None:
+        """slopes: of the cache's heads, where these are not all of the model's."""
         self._cache = cache
-        self._slopes = alibi_slopes(cache.heads)
+        self._slopes = alibi_slopes(cache.heads) if slopes is None else slopes
         self._groups: DecodeGroups | None = None
 
     def batch(self, layout: Layout) -> ContiguousBatch:

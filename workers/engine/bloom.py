@@ -20,9 +20,8 @@ from workers.engine.protocol import Ready
 from workers.engine.sampler import sample
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
+from workers.engine.shortage import is_shortage
 from workers.engine.tokenizer import Tokenizer
-
-_SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
 
 class Bloom:
@@ -86,7 +85,7 @@ class Bloom:
             logits, seconds = self._pipeline.collect()
             picks = dict(zip(rows, sample(logits.cpu(), rows), strict=True))
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(word in str(error) for word in _SHORTAGES):
+            if not is_shortage(error):
                 raise
             raise OutOfMemory("a step found no memory to compute in") from error
         return Result([picks[sequence] for sequence in wanted], seconds)

@@ -27,6 +27,8 @@ from workers.engine.planner import plan_shards
 from workers.engine.shard import ContiguousShard, NativeShard, PagedShard
 from workers.engine.shard_plan import ShardPlan, StagePlan
 from workers.engine.stage import Stage
+from workers.engine.tensor_parallel.loading import load_ranks
+from workers.engine.tensor_parallel.plan import check_shares, plan_ranks, rank_devices
 from workers.engine.weights import Weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,23 +51,33 @@ class Placement:
     @property
     def kernels(self) -> str:
         """What computes, for people: as "native on cpu" or "torch on cuda:0, cuda:1"."""
-        return f"{'native' if self.is_native else 'torch'} on {', '.join(s.device.name for s in self.plan.stages)}"
+        devices = ", ".join(stage.device.name for stage in self.plan.stages)
+        ranks = f" in {self.plan.ranks} ranks" if self.plan.ranks > 1 else ""
+        return f"{'native' if self.is_native else 'torch'} on {devices}{ranks}"
 
 
 def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> Placement:
     """Decide. Raises ModelRefused for devices that are not here, and for memory that is not there."""
     devices = named_devices(engine.devices) if engine.devices else own_devices()
+    in_ranks = engine.tensor_parallel > 1
+    if in_ranks:
+        check_shares(config, engine.tensor_parallel, engine.quantization)
+        devices = rank_devices(devices, engine.tensor_parallel)
     on_cpu = all(device.name == "cpu" for device in devices)
     name = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
     dtype = _DTYPES[name]
     # A CPU that has no room for whole sequences of the longest context serves shorter ones.
     context = MIN_BLOCK if on_cpu else engine.max_context
-    plan = plan_shards(config, name, devices, context=context, reserve=0 if on_cpu else None)
+    plan = (plan_ranks if in_ranks else plan_shards)(
+        config, name, devices, context=context, reserve=0 if on_cpu else None
+    )
     kv_tokens = _cpu_kv_tokens(plan, engine) if on_cpu else _gpu_kv_tokens(plan, engine)
     is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and not on_cpu)
     if not on_cpu and not is_paged:
         raise ModelRefused("FARM_ENGINE__KV_LAYOUT=contiguous is for CPUs; unset it on a machine with GPUs")
     could_be_native = on_cpu and not is_paged and engine.native == "auto" and dtype is torch.float32
+    # The library computes a whole stage in one call, with no sum over ranks inside.
+    could_be_native &= not in_ranks
     # The library takes bytes by fours.
     could_be_native &= engine.quantization is None or config.hidden % 4 == 0
     is_native = could_be_native and library.load() is not None
@@ -75,6 +87,17 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
 def load_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSettings, threads: int) -> list[Shard]:
     """Load each stage straight to its device. ``threads`` are shared out. Raises ModelRefused for damaged weights."""
     stages = placement.plan.stages
+    if placement.plan.ranks > 1:
+        ranks = load_ranks(
+            checkpoint,
+            placement.plan,
+            is_paged=placement.is_paged,
+            kv_tokens=placement.kv_tokens,
+            slots=engine.max_slots,
+            threads=threads,
+            timeout_s=engine.load_timeout_s,
+        )
+        return [ranks]
     return [_shard(checkpoint, placement, stage, engine, max(1, threads // len(stages))) for stage in stages]
 
 

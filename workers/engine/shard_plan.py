@@ -58,7 +58,8 @@ class ShardPlan:
     """Stages in the order of the forward pass; a device that none uses is ``idle``.
 
     context: tokens of the longest sequence.  filled_step_bytes: what the slowest stage would read in a step if devices
-    were filled in turn, as accelerate does; None where it finds no room or was not asked.
+    were filled in turn, as accelerate does; None where it finds no room or was not asked.  ranks: 1, or how many share
+    every layer: then each "stage" is a rank with its part of all of them.
     """
 
     stages: tuple[StagePlan, ...]
@@ -67,6 +68,7 @@ class ShardPlan:
     dtype: str
     context: int
     filled_step_bytes: int | None = None
+    ranks: int = 1
 
     @property
     def kv_tokens(self) -> int:

@@ -77,10 +77,17 @@ class Weights:
         """Whether the head has weights of its own. Files that hold both are not tied, as in transformers."""
         return HEAD in self._where
 
-    def take(self, name: str) -> Tensor:
-        """Read one tensor, and no other, in the engine's dtype. Raises ModelRefused if it holds NaN or infinity."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, by its name without prefix."""
+        return self._shapes[name]
+
+    def take(self, name: str, part: tuple[slice, ...] | None = None) -> Tensor:
+        """Read one tensor, or a part of it and no more, in the engine's dtype.
+
+        part: a slice for each dimension.  Raises ModelRefused if what was read holds NaN or infinity.
+        """
         file, stored = self._where[name]
-        tensor: Tensor = file.get_tensor(stored)
+        tensor: Tensor = file.get_tensor(stored) if part is None else file.get_slice(stored)[part]
         tensor = tensor.to(self.device, self.dtype)
         if not torch.isfinite(tensor).all():
             raise ModelRefused(f"{self._folder}: {stored} holds NaN or infinity in {self.dtype}; the file is damaged")

@@ -20,13 +20,23 @@ class PageBuffers:
     """The pages of one stage's layers."""
 
     def __init__(
-        self, layers: int, heads: int, head_dim: int, kv_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        kv_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        slopes: Tensor | None = None,
     ) -> None:
-        """Reserve the memory; zeros, since rows of a page that are not written yet are read and masked."""
+        """Reserve the memory; zeros, since rows of a page that are not written yet are read and masked.
+
+        slopes: of these heads, where they are not all of the model's.
+        """
         shape = (2, kv_tokens // PAGE, heads, PAGE, head_dim)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.device = device
-        self.slopes = alibi_slopes(heads).to(device)
+        self.slopes = (alibi_slopes(heads) if slopes is None else slopes).to(device)
 
     def batch(self, layout: Layout) -> PagedBatch:
         """Turn a layout into tensors."""

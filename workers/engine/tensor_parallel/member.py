@@ -1,0 +1,93 @@
+"""One rank with its part of the model and of the KV cache: what rank 0 and the others have in common."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from workers.engine.batch import Batch, Batcher
+from workers.engine.checkpoint import Checkpoint
+from workers.engine.kernels.attention import alibi_slopes
+from workers.engine.kv.cache import KVCache
+from workers.engine.kv.pages import PageBuffers
+from workers.engine.layout import Layout
+from workers.engine.shortage import is_shortage
+from workers.engine.tensor_parallel.cut import Rank
+from workers.engine.tensor_parallel.group import Group
+from workers.engine.tensor_parallel.stage import RankStage
+from workers.engine.tensor_parallel.wire import Setup
+from workers.engine.weights import Weights
+
+
+class RankShortage(MemoryError):
+    """A rank found no memory for a step, and every rank has given the step up."""
+
+
+class _Batches(Protocol):
+    def batch(self, layout: Layout) -> Batch: ...
+
+
+class Member:
+    """One rank. After ``join`` every rank runs the same layouts in the same order."""
+
+    @torch.inference_mode()
+    def __init__(self, checkpoint: Checkpoint, setup: Setup) -> None:
+        """Load this rank's part straight to its device. Sets torch's thread count.
+
+        Raises ModelRefused for damaged weights, MemoryError.
+        """
+        torch.set_num_threads(setup.threads)
+        config, rank = checkpoint.config, Rank(setup.rank, setup.ranks)
+        dtype: torch.dtype = getattr(torch, setup.dtype)
+        heads = rank.share(config.heads)
+        slopes = alibi_slopes(config.heads)[heads.start : heads.stop]
+        sizes = (config.layers, len(heads), config.head_dim, setup.kv_tokens, dtype)
+        self.group = Group(setup)
+        with Weights(checkpoint, dtype, setup.device) as weights:
+            self._stage = RankStage(weights, rank, self.group)
+        self._cache: KVCache | None = None
+        self._batches: _Batches
+        if setup.is_paged:
+            self._batches = PageBuffers(*sizes, torch.device(setup.device), slopes)
+        else:
+            self._cache = KVCache(*sizes)
+            self._batches = Batcher(self._cache, slopes)
+            self._stage.warm_up(setup.slots)
+
+    def join(self) -> None:
+        """Wait until all ranks are there."""
+        self.group.join()
+
+    @torch.inference_mode()
+    def run(self, layout: Layout) -> Tensor | None:
+        """Compute a step with the others. Returns fp32 logits [sampled, vocab] at rank 0, None at the others.
+
+        Raises RankShortage at every rank if one found no memory; any other error leaves the others waiting.
+        """
+        batch: Batch | None = None
+        try:
+            batch = self._prepare(layout)
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+        if not self.group.agree(batch is not None) or batch is None:
+            raise RankShortage
+        logits, is_well = None, True
+        try:
+            logits = self._stage.forward(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            is_well = False
+        if not is_well:
+            self._stage.stand_in(batch)
+        if not self.group.agree(is_well):
+            raise RankShortage
+        return logits
+
+    def _prepare(self, layout: Layout) -> Batch:
+        if self._cache is not None:
+            self._cache.copy(layout.copies)
+        return self._batches.batch(layout)
