@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from api.serve import main
+from farm.no_arguments import take_none
 
 if __name__ == "__main__":
+    take_none("api", "farm api")
     main()

@@ -80,6 +80,7 @@ def create_app(settings: Settings | None = None) -> Api:
         ("/metrics", MetricsRoutes(service, guard, app.recorder).metrics),
     ):
         add(path, endpoint, methods=["GET"], include_in_schema=False, response_model=None)
+    add("/v1/chat/completions", completions.chat, methods=["POST"], include_in_schema=False, response_model=None)
     return app
 
 

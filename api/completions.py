@@ -74,7 +74,7 @@ def _with_prompt(values: Mapping[str, object], prompt: object, place: int) -> Re
 def _samples(given: Mapping[str, object]) -> int:
     samples = given.get("n", 1)
     if not isinstance(samples, int) or isinstance(samples, bool):
-        raise InvalidRequest("n", f"{str(samples)[:60]!r} is of the wrong kind; give an integer")
+        raise InvalidRequest("n", f"{str(samples)[:60]!r} is of the wrong kind; give a whole number")
     check_samples(samples)
     if given.get("best_of", samples) != samples:
         raise InvalidRequest("best_of", "is not supported here: all choices are returned; leave it out or give n again")

@@ -87,6 +87,13 @@ class MediaRefused(FarmError):
     http_status = 415
 
 
+class ChatNotServed(FarmError):
+    """Chats are asked for, which a Bloom knows nothing of."""
+
+    code = "chat_not_served"
+    http_status = 404
+
+
 class StreamsFull(FarmError):
     """This process holds as many streams open as it may."""
 

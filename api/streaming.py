@@ -7,6 +7,7 @@ events go into no log.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 
 from starlette.responses import Response
@@ -23,7 +24,7 @@ HEADERS = [
 ]
 
 
-class Stream(Response):
+class Stream(Response, ABC):
     """A stream over what some listeners hear. It ends when ``chunks`` does, or when the client leaves."""
 
     def __init__(self, service: Service, listeners: Sequence[Listener]) -> None:
@@ -33,9 +34,9 @@ class Stream(Response):
         self._service = service
         self._listeners = listeners
 
+    @abstractmethod
     def chunks(self) -> AsyncIterator[bytes]:
         """What is sent. Ends soon after the listeners were told that there is no more."""
-        raise NotImplementedError
 
     async def end(self) -> None:
         """Called once, however the stream ended."""

@@ -27,8 +27,10 @@ def run_static(model: Any, items: list[Item], batch: int) -> list[list[int]]:
     for first in range(0, len(items), batch):
         group = items[first : first + batch]
         width = max(len(item.prompt) for item in group)
-        ids = torch.tensor([[PAD] * (width - len(item.prompt)) + item.prompt for item in group])
-        mask = torch.tensor([[0] * (width - len(item.prompt)) + [1] * len(item.prompt) for item in group])
+        ids = torch.tensor([[PAD] * (width - len(item.prompt)) + item.prompt for item in group], device=model.device)
+        mask = torch.tensor(
+            [[0] * (width - len(item.prompt)) + [1] * len(item.prompt) for item in group], device=model.device
+        )
         longest = max(item.max_tokens for item in group)
         made = model.generate(
             ids, attention_mask=mask, max_new_tokens=longest, do_sample=False, eos_token_id=None, pad_token_id=PAD

@@ -19,7 +19,8 @@ from queue import Empty, SimpleQueue
 from typing import BinaryIO, TypeVar
 
 from farm.batch_file import Answers, OutputUnusable, Standing
-from farm.batch_lines import DUPLICATE_ID, Line, answer, numbered_lines, parse_line, refusal
+from farm.batch_lines import DUPLICATE_ID, ID, Line, answer, is_retryable, numbered_lines, parse_line, refusal
+from farm.batch_report import BatchReport
 from farm.client import Farm
 from farm.contracts import JobState
 from farm.errors import FarmError, InvalidRequest, JobNotFound
@@ -41,27 +42,6 @@ class DuplicateId(InvalidRequest):
     """A custom_id that an earlier line has."""
 
     code = "duplicate_custom_id"
-
-
-@dataclass(frozen=True, slots=True)
-class BatchReport:
-    """How far a batch is, in lines that are not blank. ``total`` is None where counting would take too long."""
-
-    total: int | None
-    read: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    skipped: int = 0
-    in_flight: int = 0
-    retried: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    elapsed_s: float = 0.0
-
-    @property
-    def done(self) -> int:
-        """Lines that have their answer, from this run or an earlier one."""
-        return self.succeeded + self.failed + self.skipped
 
 
 def run_batch(
@@ -120,11 +100,12 @@ def _count_lines(path: Path) -> int:
 
 @dataclass(slots=True)
 class _Flight:
-    """A line whose job is on its way. ``is_taken_up``: the job was there before this run."""
+    """A line whose job is on its way. ``is_taken_up``: the job was there before this run, with ``found_tokens``."""
 
     line: Line
     submission: Submission
     is_taken_up: bool = False
+    found_tokens: int = 0
     resubmissions: int = 0
     watch: Watch | None = None
 
@@ -189,22 +170,24 @@ class _Batch:
         line = parse_line(number, raw, self._defaults)
         self._count(read=1)
         standing = self._answers.stand(line.custom_id)
-        if standing is Standing.ANSWERED:
-            self._count(skipped=1)
+        if standing in (Standing.ANSWERED, Standing.PASSING, Standing.FAILED):
+            is_passing = standing is Standing.PASSING
+            is_failed = is_passing or standing is Standing.FAILED
+            self._count(skipped=1, failed_before=is_failed, passing=is_passing)
             return None
         if standing is Standing.REPEATED:
             error = DuplicateId("custom_id", f"{line.custom_id!r} was used by an earlier line; give each its own")
-            self._refuse(refusal(line, error, prefix=DUPLICATE_ID))
+            self._refuse(line, error, prefix=DUPLICATE_ID)
             return None
         if line.request is None:
             assert line.error is not None
-            self._refuse(refusal(line, line.error))
+            self._refuse(line, line.error)
             return None
         try:
             self._patiently(partial(self._check, line.request))
             return self._flight(line, self._key(line))
         except InvalidRequest as error:
-            self._refuse(refusal(line, error))
+            self._refuse(line, error)
             return None
 
     def _flight(self, line: Line, key: str) -> _Flight:
@@ -226,10 +209,20 @@ class _Batch:
         for flight in flights:
             job_id = flight.submission.id
             if job_id in refused:
-                self._refuse(refusal(flight.line, refused[job_id]))
+                self._refuse(flight.line, refused[job_id])
                 continue
             flight.is_taken_up = job_id not in known
-        self._watch([flight for flight in flights if flight.submission.id not in refused])
+        sent = [flight for flight in flights if flight.submission.id not in refused]
+        self._look([flight for flight in sent if flight.is_taken_up])
+        self._watch(sent)
+
+    def _look(self, flights: list[_Flight]) -> None:
+        """See what jobs of an earlier run have generated so far."""
+        if not flights:
+            return
+        ids = [flight.submission.id for flight in flights]
+        for flight, view in zip(flights, self._patiently(lambda: self._farm.ledger.views(ids)), strict=True):
+            flight.found_tokens = 0 if view is None else view.usage.completion_tokens
 
     def _watch(self, flights: list[_Flight]) -> None:
         watches = []
@@ -258,7 +251,7 @@ class _Batch:
             flight.resubmissions += 1  # a restored server has forgotten it
             self._send([flight])
         elif isinstance(news, JobNotFound):
-            self._refuse(refusal(flight.line, news, job_id=job_id))
+            self._refuse(flight.line, news, job_id=job_id)
         elif isinstance(news, FarmError):
             if not news.retryable:
                 raise news
@@ -267,16 +260,21 @@ class _Batch:
         elif news.state is JobState.SUCCEEDED:
             self._answers.write(answer(flight.line, news))
             usage = news.usage
-            self._count(succeeded=1, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+            self._count(
+                succeeded=1,
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                found_tokens=min(flight.found_tokens, usage.completion_tokens),
+            )
         elif flight.is_taken_up:
             # It ended before this run, which asks anew. The id follows from the old one, so that a next run finds it.
             self._send([self._flight(flight.line, f"{job_id}:again")])
         else:
-            self._refuse(refusal(flight.line, not_succeeded(news), job_id=job_id))
+            self._refuse(flight.line, not_succeeded(news), job_id=job_id)
 
-    def _refuse(self, record: dict[str, object]) -> None:
-        self._answers.write(record)
-        self._count(failed=1)
+    def _refuse(self, line: Line, error: FarmError, *, job_id: str | None = None, prefix: str = ID) -> None:
+        self._answers.write(refusal(line, error, job_id=job_id, prefix=prefix))
+        self._count(failed=1, passing=is_retryable(error))
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return patiently(call, math.inf, self._say)

@@ -32,10 +32,15 @@ class OutputUnusable(FarmError):
 
 
 class Standing(Enum):
-    """What to do with a line: run it, skip it since it has its answer, or refuse it as a repetition."""
+    """What to do with a line: run it, skip it since its answer is there, or refuse it as a repetition.
+
+    Of answers that are there, a completion is ANSWERED, an error that may not come again PASSING, any other FAILED.
+    """
 
     NEW = "new"
     ANSWERED = "answered"
+    PASSING = "passing"
+    FAILED = "failed"
     REPEATED = "repeated"
 
 
@@ -54,11 +59,12 @@ class Answers:
         try:
             if retry_errors:
                 self._take_errors_out()
-            # done: has an answer; repeats: refusals of later lines with its id; seen: lines of this run with it.
+            # done: how its answer stands, if there is one; repeats: refusals of later lines with its id; seen: lines of
+            # this run with it.
             self._ids = sqlite3.connect("", isolation_level=None)
             self._ids.execute("PRAGMA journal_mode = OFF")
             self._ids.execute(
-                "CREATE TABLE ids (digest BLOB PRIMARY KEY, done INT DEFAULT 0, repeats INT DEFAULT 0,"
+                "CREATE TABLE ids (digest BLOB PRIMARY KEY, done TEXT DEFAULT '', repeats INT DEFAULT 0,"
                 " seen INT DEFAULT 0) WITHOUT ROWID"
             )
             try:
@@ -79,8 +85,8 @@ class Answers:
         ).fetchone()
         done, repeats, seen = row
         if seen == 1:
-            return Standing.ANSWERED if done else Standing.NEW
-        return Standing.ANSWERED if repeats >= seen - 1 else Standing.REPEATED
+            return Standing(done) if done else Standing.NEW
+        return Standing.FAILED if repeats >= seen - 1 else Standing.REPEATED
 
     def write(self, record: dict[str, Any]) -> None:
         """Append an answer: one write, so that a crash can tear only the last line. Raises OSError."""
@@ -113,7 +119,7 @@ class Answers:
             with os.fdopen(os.dup(self._file), "rb") as old, os.fdopen(os.dup(copy), "wb") as new:
                 old.seek(0)
                 for line in old:
-                    if _is_retryable_error(line):
+                    if _standing(line) is Standing.PASSING:
                         self.retried += 1
                     else:
                         new.write(line)
@@ -143,7 +149,7 @@ class Answers:
 
     def _mend(self, torn: bytes, end: int) -> None:
         if (record := _head(torn)) is not None and _is_json(torn):
-            self._note(record)
+            self._note(record, torn)
             os.write(self._file, b"\n")
         elif torn.startswith(START) or START.startswith(torn):
             os.ftruncate(self._file, end)
@@ -154,15 +160,21 @@ class Answers:
         record = _head(line)
         if record is None:
             raise self._foreign(f"line {number}")
-        self._note(record)
+        self._note(record, line)
 
-    def _note(self, record: dict[str, Any]) -> None:
-        column = "repeats" if str(record["id"]).startswith(DUPLICATE_ID) else "done"
-        self._ids.execute(
-            f"INSERT INTO ids (digest, {column}) VALUES (?, 1)"  # noqa: S608
-            f" ON CONFLICT (digest) DO UPDATE SET {column} = {column} + 1",
-            (_digest(record["custom_id"]),),
-        )
+    def _note(self, record: dict[str, Any], line: bytes) -> None:
+        digest = _digest(record["custom_id"])
+        if str(record["id"]).startswith(DUPLICATE_ID):
+            self._ids.execute(
+                "INSERT INTO ids (digest, repeats) VALUES (?, 1)"
+                " ON CONFLICT (digest) DO UPDATE SET repeats = repeats + 1",
+                (digest,),
+            )
+        else:
+            self._ids.execute(
+                "INSERT INTO ids (digest, done) VALUES (?, ?) ON CONFLICT (digest) DO UPDATE SET done = excluded.done",
+                (digest, _standing(line).value),
+            )
 
     def _foreign(self, where: str) -> OutputUnusable:
         return OutputUnusable(f"{self._path}: {where} is no answer of a batch; choose another output file")
@@ -183,14 +195,18 @@ def _open_locked(path: Path) -> int:
         os.close(file)  # a batch that has just ended had put another file in its place
 
 
-def _is_retryable_error(line: bytes) -> bool:
+def _standing(line: bytes) -> Standing:
+    """How the answer in a line stands."""
     if line.startswith(START) and b',"response":null,"error":{' not in line:
-        return False  # as most are: not worth parsing
+        return Standing.ANSWERED  # as most are: not worth parsing
     try:
         record = json.loads(line)
-        return record["error"]["retryable"] is True and isinstance(record["custom_id"], str)
+        if record["response"] is not None:
+            return Standing.ANSWERED
+        is_passing = record["error"]["retryable"] is True and isinstance(record["custom_id"], str)
     except (ValueError, RecursionError, TypeError, KeyError):
-        return False
+        return Standing.FAILED
+    return Standing.PASSING if is_passing else Standing.FAILED
 
 
 def _head(line: bytes) -> dict[str, Any] | None:

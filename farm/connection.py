@@ -34,6 +34,7 @@ from farm.settings import RedisSettings
 UNABLE = frozenset(
     ("LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNBLOCKED")
 )
+_CHECK_URL = "check FARM_REDIS__URL if that is set"
 CONNECTIONS = {"redis": TcpConnection, "rediss": TlsConnection, "unix": UnixConnection}
 
 
@@ -103,14 +104,14 @@ def our_errors(where: str) -> Iterator[None]:
     try:
         yield
     except redis.exceptions.AuthenticationError:
-        raise ServerUnreachable(f"Redis at {where} refused the password; check FARM_REDIS__URL") from None
+        raise ServerUnreachable(f"Redis at {where} refused the password; {_CHECK_URL}") from None
     except redis.exceptions.OutOfMemoryError:
         raise server_full(where) from None
     except redis.exceptions.InvalidResponse:
-        raise ServerUnreachable(f"what answers at {where} is no Redis server; check FARM_REDIS__URL") from None
+        raise ServerUnreachable(f"what answers at {where} is no Redis server; {_CHECK_URL}") from None
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
         raise ServerUnreachable(
-            f"Redis at {where} does not answer ({_short(error)}); check that it runs and FARM_REDIS__URL points to it"
+            f"Redis at {where} does not answer ({_short(error)}); check that it runs, and FARM_REDIS__URL if set"
         ) from None
     except redis.exceptions.ResponseError as error:
         if _code(error) == "OOM":

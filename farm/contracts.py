@@ -33,7 +33,7 @@ SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 HALF_PAIR = "holds half a surrogate pair, which is no text; repair it"
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _WANTED = {
-    "int_type": "an integer",
+    "int_type": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",

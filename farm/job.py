@@ -83,13 +83,13 @@ class Job:
         """
         with self.farm.ledger.in_time():
             [answer] = dead.retry(self.farm.ledger, [self.id], fresh=fresh)
-            self._require(answer)
+            self._require(answer, "retry")
 
     def purge(self) -> None:
         """Delete the job, which is dead, with all that is known of it. Raises like ``retry``."""
         with self.farm.ledger.in_time():
             [answer] = dead.purge(self.farm.ledger, [self.id])
-            self._require(answer)
+            self._require(answer, "purge")
 
     def timed_out(self, timeout: float) -> TimeoutError:
         """The error of a wait that took ``timeout`` seconds."""
@@ -116,9 +116,9 @@ class Job:
             except Empty:
                 raise self.timed_out(timeout) from None
 
-    def _require(self, answer: dead.Answer) -> None:
+    def _require(self, answer: dead.Answer, wanted: dead.Deed) -> None:
         if not answer.is_done:
-            raise dead.refusal(self.farm.ledger, answer)
+            raise dead.refusal(self.farm.ledger, answer, wanted)
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"

@@ -120,6 +120,7 @@ FILES_TRASH = PREFIX + "files_trash"
 BATCHES_DUE = PREFIX + "batches_due"
 UNDELIVERED = PREFIX + "undelivered"
 LEADER = PREFIX + "leader"
+TALLY = PREFIX + "tally"
 FINISHED = PREFIX + "finished"
 DEAD = PREFIX + "dead"
 
@@ -162,6 +163,11 @@ def usage(tenant: str, day: str) -> str:
 def used(day: str) -> str:
     """The key of the tenants that used something on a day."""
     return f"{PREFIX}used:{day}"
+
+
+def spent(day: str) -> str:
+    """The key of the tokens of a day, by tenant."""
+    return f"{PREFIX}spent:{day}"
 
 
 def counts(model: str) -> str:

@@ -5,6 +5,7 @@ Writes STATE_DIR/monitoring and prints the commands. Call it again when the farm
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import sys
@@ -87,7 +88,19 @@ def _write_private(path: Path, environ: Mapping[str, str]) -> None:
 
 def main() -> None:
     """Write the files for the farm in the folder that was named, or in the usual one."""
-    state_dir = Path(sys.argv[1]) if len(sys.argv) > 1 else load_settings().local.folder
+    parser = argparse.ArgumentParser(
+        prog="python -m grafana.local",
+        description="Write what Prometheus, Redis' exporter and Grafana need to watch a running farm up, and print the "
+        "commands that start them. The files go into the folder monitoring of its state folder.",
+    )
+    parser.add_argument(
+        "state_dir",
+        nargs="?",
+        type=Path,
+        metavar="STATE_DIR",
+        help="the farm's state folder; FARM_LOCAL__STATE_DIR or the usual one unless given",
+    )
+    state_dir = parser.parse_args().state_dir or load_settings().local.folder
     try:
         note = read_note(state_dir)
     except FileNotFoundError:
@@ -97,6 +110,7 @@ def main() -> None:
     (folder / "prometheus.yml").write_text(configuration(note), encoding="utf-8")
     _write_private(folder / "redis-exporter.env", exporter_environ(note))
     _write_private(folder / "grafana.env", _grafana_environ())
+    sys.stderr.write("Each in a terminal of its own; Prometheus, its exporter for Redis and Grafana must be there:\n")
     sys.stdout.write(
         f"prometheus --config.file={folder}/prometheus.yml --storage.tsdb.path={folder}/data "
         f"--web.listen-address={PROMETHEUS}\n"

@@ -26,6 +26,8 @@ Panel = Builder[models.Panel]
 Steps = Sequence[tuple[float, str]]
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+RATE = "$__rate_interval"
+"""The window of a rate that holds enough scrapes, as Grafana knows it."""
 WIDTH = 24
 FINE: Steps = ()
 """For what can't go wrong by being high or low."""
@@ -164,7 +166,7 @@ def graph(
 
 def quantiles(title: str, about: str, unit: str, metric: str, *, where: str, steps: Steps, width: int = 8) -> Panel:
     """The median, p95 and p99 of a histogram, over all series that ``where`` selects."""
-    buckets = f"sum by (le) (rate({metric}_bucket{{{where}}}[$__rate_interval]))"
+    buckets = f"sum by (le) (rate({metric}_bucket{{{where}}}[{RATE}]))"
     lines = [
         Query(f"histogram_quantile({q}, {buckets})", name) for q, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
     ]
@@ -173,7 +175,7 @@ def quantiles(title: str, about: str, unit: str, metric: str, *, where: str, ste
 
 def heat(title: str, about: str, unit: str, metric: str, *, where: str, width: int = 8) -> Panel:
     """How a histogram's values are spread over time: the darker, the more of them."""
-    spread = Query(f"sum by (le) (increase({metric}_bucket{{{where}}}[$__rate_interval]))", "{{le}}")
+    spread = Query(f"sum by (le) (increase({metric}_bucket{{{where}}}[{RATE}]))", "{{le}}")
     return (
         heatmap.Panel()
         .title(title)

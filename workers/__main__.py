@@ -11,11 +11,13 @@ from celery.bin.celery import celery
 from celery.exceptions import SecurityWarning
 
 from farm.errors import FarmError
+from farm.no_arguments import take_none
 from workers.exits import EXIT_REFUSED
 
 
 def main() -> None:
     """Run until terminated. Exits with 78 when settings or model are refused."""
+    take_none("workers", "farm worker")
     # Until the worker has handlers of its own there is nothing to hand back. As a container's first process it would
     # not be ended without one.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -20,30 +20,49 @@ class Gpu:
     utilisation: float | None
 
 
+def holders(index: int) -> list[tuple[int, int]]:
+    """Processes that have memory of a GPU, with their bytes; none where the driver does not say.
+
+    index: CUDA's, among those that CUDA_VISIBLE_DEVICES names.
+    """
+    gpus = Gpus()
+    handle = next(iter([*gpus.handles.values()][index : index + 1]), None)
+    return [] if handle is None else gpus.holders(handle)
+
+
 class Gpus:
     """The GPUs; found once."""
 
     def __init__(self) -> None:
         """Says in one line when there are none to be measured."""
-        self._handles: dict[str, object] = {}
+        self.handles: dict[str, object] = {}
         try:
             import pynvml  # not everywhere, and of no use without a driver
 
             self._nvml = pynvml
             pynvml.nvmlInit()
-            self._handles = {name: self._find(name) for name in self._visible()}
+            self.handles = {name: self._find(name) for name in self._visible()}
         except Exception as error:
             log.info("no_gpu_metrics", reason=str(error) or type(error).__name__)
 
     def read(self) -> list[Gpu]:
         """Each as it is now; one that can't be asked is left out."""
         found = []
-        for name, handle in self._handles.items():
+        for name, handle in self.handles.items():
             try:
                 found.append(self._read(name, handle))
             except self._nvml.NVMLError as error:
                 log.debug("gpu_not_read", gpu=name, error=str(error))
         return found
+
+    def holders(self, handle: object) -> list[tuple[int, int]]:
+        """Processes that compute on a GPU and what each holds, in bytes. Other users' may not be told."""
+        try:
+            found = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        except self._nvml.NVMLError as error:
+            log.debug("gpu_not_read", error=str(error))
+            return []
+        return [(int(one.pid), int(one.usedGpuMemory)) for one in found if one.usedGpuMemory is not None]
 
     def _read(self, name: str, handle: object) -> Gpu:
         memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)

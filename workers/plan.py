@@ -1,6 +1,7 @@
 """``python -m workers.plan``: a model over devices, as JSON. ``farm plan`` asks it, as ``farm/`` may not load torch.
 
-Model, dtype and context come from FARM_ settings. Reads a configuration and no weights, and takes no GPU memory.
+Model, dtype and context come from FARM_ settings. Reads a configuration and no weights; this machine's own GPUs are
+asked for their free memory, which takes some of it for that moment.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from farm.settings import ModelSettings, load_settings
 from workers.engine.checkpoint import BloomConfig, find_config
 from workers.engine.devices import named_devices, own_devices
 from workers.engine.kv.paged import PAGE
-from workers.engine.module_bytes import ELEMENT_BYTES
+from workers.engine.module_bytes import bytes_of_shapes
 from workers.engine.planner import plan_shards, reserved
 from workers.engine.presets import PRESETS, parameters
 from workers.engine.shard_plan import Device, ShardPlan, StagePlan
@@ -43,7 +44,9 @@ def as_json(plan: ShardPlan, reserve: int | None, lengths: list[int]) -> dict[st
         "tensor_parallel": plan.ranks,
         "stages": [_stage(stage, reserve) for stage in plan.stages],
         "idle": [device.name for device in plan.idle],
-        "model_bytes": parameters(plan.config) * ELEMENT_BYTES[plan.dtype],
+        "quantization": plan.quantization,
+        "kv_dtype": plan.kv_dtype,
+        "model_bytes": _whole(plan),
         "weight_bytes": plan.weight_bytes,
         "step_bytes": plan.step_bytes,
         "largest_step_bytes": plan.largest_step_bytes,
@@ -55,6 +58,12 @@ def as_json(plan: ShardPlan, reserve: int | None, lengths: list[int]) -> dict[st
         "kv_tokens": plan.kv_tokens,
         "sequences": [{"tokens": tokens, "count": plan.sequences(tokens)} for tokens in lengths],
     }
+
+
+def _whole(plan: ShardPlan) -> int:
+    """Bytes of the weights on one device."""
+    parts = bytes_of_shapes(plan.config, plan.dtype, plan.quantization)
+    return parts.held(range(plan.config.layers), has_embedding=True, has_head=True)
 
 
 def _stage(stage: StagePlan, reserve: int | None) -> dict[str, Any]:
@@ -92,11 +101,19 @@ def main() -> None:
             dtype = "float32" if devices[0].name == "cpu" else "bfloat16"
         context, ranks = settings.engine.max_context, settings.engine.tensor_parallel
         if ranks > 1:
-            check_shares(config, ranks, settings.engine.quantization)
+            check_shares(config, ranks, settings.engine.quantization, settings.engine.kv_dtype)
             devices = rank_devices(devices, ranks)
             plan = plan_ranks(config, dtype, devices, context=context, reserve=args.reserve)
         else:
-            plan = plan_shards(config, dtype, devices, context=context, reserve=args.reserve)
+            plan = plan_shards(
+                config,
+                dtype,
+                devices,
+                context=context,
+                reserve=args.reserve,
+                quantization=settings.engine.quantization,
+                kv_dtype=settings.engine.kv_dtype,
+            )
     except FarmError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EXIT_REFUSED) from None

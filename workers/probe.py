@@ -27,11 +27,14 @@ def _torch() -> dict[str, Any] | None:
         import torch  # here, because its absence is an answer
     except ImportError:
         return None
-    gpus = []
-    for index in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(index)
-        gpus.append({"name": about.name, "bytes": about.total_memory})
-    return {"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}
+    gpus, trouble = [], None
+    try:
+        for index in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(index)
+            gpus.append({"name": about.name, "bytes": about.total_memory})
+    except RuntimeError as error:  # a driver that is too old is counted by NVML, and refused when it is asked
+        gpus, trouble = [], str(error).partition("\n")[0]
+    return {"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus, "trouble": trouble}
 
 
 def _model(settings: Settings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from api.answers import Answer, encode
 from api.auth import Guard
 from api.completion_stream import CompletionStream, Frame
 from api.completions import Ask, ask_of
-from api.errors import Gone, ServerStopping
+from api.errors import ChatNotServed, Gone, ServerStopping
 from api.newsroom import Listener
 from api.requests import MAX_WAIT_S, Call
 from api.service import Service
@@ -38,6 +38,14 @@ class CompletionRoutes:
         self._service = service
         self._guard = guard
         self._admission = Admission(service)
+
+    async def chat(self, call: Call) -> Response:
+        """Say where completions are. Always raises."""
+        await self._guard.admit(call, "submit")
+        raise ChatNotServed(
+            "a Bloom has no chat template, so chats are not served; put the conversation into one prompt and send that "
+            "to /v1/completions"
+        )
 
     async def complete(self, call: Call) -> Response:
         """Generate for one prompt or several, ``n`` times each; whole, or as a stream."""

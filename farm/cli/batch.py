@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.batch import DEFAULT_WINDOW, BatchReport, run_batch
+from farm.batch import DEFAULT_WINDOW, run_batch
+from farm.batch_report import BatchReport
 from farm.cli.exits import FAILED, INTERRUPTED
 from farm.cli.help import Command, commands, examples
 from farm.cli.options import QUEUEING, Json, Tenant, reachable_settings
 from farm.cli.output import duration, emit, note
 from farm.cli.progress import shown
-from farm.cli.request_options import request_options
+from farm.cli.request_options import request_options, warn_of_webhook
 from farm.client import Farm
 from farm.errors import InvalidRequest
 
@@ -58,15 +59,19 @@ def batch(
     Answers are written as they come, each with its line's custom_id. The options are for lines that don't say. A bad
     line gets an error in its place. The same command again, after whatever happened, skips what is answered, by a
     completion or an error, and takes up jobs that are still in the farm; --retry-errors asks lines again that were
-    dead, expired, cancelled or out of retries. Fails when a line of this run got no completion.
+    dead, expired, cancelled or out of retries. Fails when a line has no completion, from this run or an earlier one.
     """
+    if not target.parent.is_dir():
+        raise InvalidRequest("--output", f"there is no folder {target.parent}; make it, or name another file")
     if source != "-" and (not Path(source).exists() or Path(source).is_dir()):
         raise InvalidRequest(
             "IN.jsonl", f"{source} is no file; name one with a request a line, or - for standard input"
         )
     latest = BatchReport(None)
+    settings = reachable_settings()
+    warn_of_webhook(settings, params)
     try:
-        with Farm(reachable_settings(), tenant=tenant) as farm, shown(is_quiet=as_json) as show:
+        with Farm(settings, tenant=tenant) as farm, shown(is_quiet=as_json) as show:
 
             def see(report: BatchReport) -> None:
                 nonlocal latest
@@ -90,23 +95,34 @@ def batch(
         emit({**asdict(latest), "done": latest.done, "tokens_per_s": tokens_per_s(latest), "output": str(target)})
     else:
         note(summary(latest, target))
-    if latest.failed:
+    if latest.failed or latest.failed_before:
         raise typer.Exit(FAILED)
 
 
 def tokens_per_s(report: BatchReport) -> float:
-    """Generated tokens per second over the whole run."""
-    return round(report.completion_tokens / report.elapsed_s, 1) if report.elapsed_s else 0.0
+    """Tokens generated per second over the whole run."""
+    return round(report.new_tokens / report.elapsed_s, 1) if report.elapsed_s else 0.0
 
 
 def summary(report: BatchReport, target: Path) -> str:
-    """The run in one line."""
+    """The run in one line, and what to do about errors in another."""
     parts = [f"{report.succeeded:,} completed"]
     if report.failed:
-        parts.append(f"{report.failed:,} failed (see their errors in the output)")
+        parts.append(f"{report.failed:,} failed")
     if report.retried:
         parts.append(f"{report.retried:,} of them asked again")
-    if report.skipped:
-        parts.append(f"{report.skipped:,} were done before")
-    pace = f"{report.completion_tokens:,} tokens in {duration(report.elapsed_s)}, {tokens_per_s(report):,.0f} tokens/s"
-    return f"{', '.join(parts)} · {pace} -> {target}"
+    if answered_before := report.skipped - report.failed_before:
+        parts.append(f"{answered_before:,} completed before")
+    if report.failed_before:
+        parts.append(f"{report.failed_before:,} failed before")
+    pace = f"{report.new_tokens:,} tokens in {duration(report.elapsed_s)}, {tokens_per_s(report):,.0f} tokens/s"
+    lines = [f"{', '.join(parts)} · {pace} -> {target}"]
+    if report.failed or report.failed_before:
+        lines.append(_remedy(report))
+    return "\n".join(lines)
+
+
+def _remedy(report: BatchReport) -> str:
+    if report.passing:
+        return f"the output has their errors; --retry-errors asks {report.passing:,} of them again"
+    return "the output has their errors, which would come again: correct these lines, and give them new custom_ids"

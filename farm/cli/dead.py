@@ -19,7 +19,7 @@ from farm.cli.options import Json, reachable_settings
 from farm.cli.output import duration, emit, note, stdout
 from farm.contracts import JobState
 from farm.errors import InvalidRequest
-from farm.ledger.dead import Answer, dead_count, dead_ids, purge, refusal, retry
+from farm.ledger.dead import Answer, Deed, dead_count, dead_ids, purge, refusal, retry
 from farm.ledger.jobs import Jobs
 from farm.results import JobView
 
@@ -95,7 +95,7 @@ def show(
     with _ledger() as jobs:
         view = jobs.view(job)
         if view.state is not JobState.DEAD:
-            raise refusal(jobs, Answer(job, False, view.state))
+            raise refusal(jobs, Answer(job, False, view.state), "show")
     emit(view.to_dict()) if as_json else show_job(view)
 
 
@@ -122,7 +122,7 @@ def retry_jobs(
     """
     with _ledger() as jobs:
         wanted = _wanted(jobs, job_ids, every, "Queue again", yes, model=model, tenant=tenant)
-        _report(jobs, (retry(jobs, page, fresh=fresh) for page in _pages(wanted)), "queued again", every, as_json)
+        _report(jobs, (retry(jobs, page, fresh=fresh) for page in _pages(wanted)), "retry", every, as_json)
 
 
 @group.command(
@@ -153,7 +153,7 @@ def purge_jobs(
     older_s = _seconds(older_than) if older_than else 0.0
     with _ledger() as jobs:
         wanted = _wanted(jobs, job_ids, every, "Delete", yes, model=model, tenant=tenant, older_s=older_s)
-        _report(jobs, (purge(jobs, page, older_s=older_s) for page in _pages(wanted)), "deleted", every, as_json)
+        _report(jobs, (purge(jobs, page, older_s=older_s) for page in _pages(wanted)), "purge", every, as_json)
 
 
 @contextmanager
@@ -168,9 +168,8 @@ def _ledger() -> Iterator[Jobs]:
 def _wanted(jobs: Jobs, job_ids: list[str] | None, every: bool, question: str, yes: bool, **which: Any) -> list[str]:
     """The ids that are meant, once a person at a terminal has confirmed that all are."""
     if bool(job_ids) == every:
-        raise InvalidRequest(
-            "JOB", "name some jobs, or give --all" if not every else "name jobs or give --all, not both"
-        )
+        both = "name jobs or give --all, not both"
+        raise InvalidRequest("JOB", both if every else "name some jobs (farm dead list shows them), or give --all")
     if job_ids:
         if which["model"] or which["tenant"]:
             raise InvalidRequest("--model and --tenant", "narrow --all; leave them out, or the ids")
@@ -181,21 +180,22 @@ def _wanted(jobs: Jobs, job_ids: list[str] | None, every: bool, question: str, y
     return found
 
 
-def _report(jobs: Jobs, pages: Iterable[list[Answer]], deed: str, every: bool, as_json: bool) -> None:
+def _report(jobs: Jobs, pages: Iterable[list[Answer]], deed: Deed, every: bool, as_json: bool) -> None:
     """Tell what became of each job as it is known; all that went well in one line if all were meant."""
+    word = "deleted" if deed == "purge" else "queued again"
     done = failed = 0
     for answer in (answer for page in pages for answer in page):
         done, failed = done + answer.is_done, failed + (not answer.is_done)
-        error = None if answer.is_done else refusal(jobs, answer)
+        error = None if answer.is_done else refusal(jobs, answer, deed)
         if as_json:
             state = None if answer.state is None else answer.state.value
             emit({"id": answer.id, "done": answer.is_done, "state": state, "error": error and str(error)})
         elif error is not None:
             note(str(error))
         elif not every:
-            sys.stdout.write(f"{answer.id} {deed}\n")
+            sys.stdout.write(f"{answer.id} {word}\n")
     if every and not as_json:
-        sys.stdout.write(f"{_count(done)} {deed}\n" if done or failed else "No dead jobs.\n")
+        sys.stdout.write(f"{_count(done)} {word}\n" if done or failed else "No dead jobs.\n")
     if failed:
         raise typer.Exit(FAILED)
 

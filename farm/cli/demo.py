@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from farm.batch import BatchReport, run_batch
+from farm.batch import run_batch
+from farm.batch_report import BatchReport
 from farm.cli.batch import tokens_per_s
 from farm.cli.exits import FAILED, INTERRUPTED
 from farm.cli.foreground import run_stack, say_event, wait_ready
@@ -76,7 +77,7 @@ def demo(
             if keep and stack is not None:
                 with suppress(KeyboardInterrupt):  # how it is meant to end
                     stack.wait()
-            if stack is not None and not as_json:
+            if stack is not None and keep and not as_json:
                 note("stopping the farm")
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None

@@ -56,8 +56,9 @@ def write_options(command: Any, ctx: Any, formatter: Any) -> None:
         if record is not None:
             is_argument = param.param_type_name == "argument"
             group = getattr(param, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
-            # typer puts a default that is given in words between brackets of its own.
-            groups.setdefault(group, []).append((record[0], re.sub(r"default: \((.*?)\)", r"default: \1", record[1])))
+            # typer tells an argument's type in Python's words, and a default in words between brackets of its own.
+            name = re.sub(r" <.*>$", "", record[0])
+            groups.setdefault(group, []).append((name, re.sub(r"default: \((.*?)\)", r"default: \1", record[1])))
     common = groups.pop("Options", [])
     for name, records in [*groups.items(), ("Options", common)]:
         if records:

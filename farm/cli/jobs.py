@@ -11,7 +11,7 @@ from farm.cli.exits import FAILED, INTERRUPTED
 from farm.cli.help import Command, commands, examples
 from farm.cli.options import QUEUEING, Json, Tenant, reachable_settings
 from farm.cli.output import duration, emit, note, printable, stdout
-from farm.cli.request_options import request_options
+from farm.cli.request_options import request_options, warn_of_webhook
 from farm.client import Farm
 from farm.contracts import JobState, model_name
 from farm.errors import InvalidRequest, JobNotFound, JobNotSucceeded
@@ -76,7 +76,9 @@ def submit(
         raise InvalidRequest("--stream", "waits for the text, so it does not go with --no-wait; leave one out")
     if prompt == "-":
         prompt = _standard_input()
-    with Farm(reachable_settings(), tenant=tenant) as farm:
+    settings = reachable_settings()
+    warn_of_webhook(settings, params)
+    with Farm(settings, tenant=tenant) as farm:
         job = farm.submit(prompt, idempotency_key=idempotency_key, **params)
         if no_wait:
             emit(job.status().to_dict()) if as_json else sys.stdout.write(job.id + "\n")
@@ -88,10 +90,11 @@ def submit(
             else:
                 _wait(job, prompt, timeout, as_json)
         except KeyboardInterrupt:
-            note(f"\nno longer waiting; the job goes on: farm status {job.id}   (farm cancel {job.id} ends it)")
+            note(f"\nstopped waiting; {_goes_on(job)}")
             raise typer.Exit(INTERRUPTED) from None
-        except TimeoutError as error:
-            note(str(error))
+        except TimeoutError:
+            trouble = f" ({farm.reader.trouble})" if farm.reader.trouble else ""
+            note(f"no answer within {timeout:g} s{trouble}; {_goes_on(job)}")
             if as_json:
                 emit(job.status().to_dict())
             raise typer.Exit(FAILED) from None
@@ -174,7 +177,12 @@ def _sum_up(view: JobView) -> None:
         return
     tokens, total_s = view.usage.completion_tokens, view.timings.total_s
     resumed = f", {view.usage.resumed_tokens} of them resumed" if view.usage.resumed_tokens else ""
-    note(f"{tokens} tokens{resumed} in {duration(total_s)} by {view.worker} ({view.finish_reason}) · job {view.id}")
+    note(f"{tokens} tokens{resumed} in {duration(total_s)} by {view.worker} ({view.finish_reason})\njob {view.id}")
+
+
+def _goes_on(job: Job) -> str:
+    """How to come back to a job; its id is whole on a line of 80 columns."""
+    return f"the job goes on:\n  farm status {job.id}   shows it\n  farm cancel {job.id}   ends it"
 
 
 def _say_if_nobody_serves(farm: Farm, model: str | None) -> None:

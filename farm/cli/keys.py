@@ -130,16 +130,16 @@ def revoke(
     epilog=examples("farm keys webhook-secret --tenant ann", "farm keys webhook-secret --tenant ann --rotate"),
 )
 def webhook_secret(
-    tenant: NamedTenant,
+    tenant: Annotated[str, typer.Option(metavar="NAME", help="Whose webhooks.", show_default=False)],
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="Make a new one; the one before signs beside it for a day.")
+        bool, typer.Option("--rotate", help="Make a new secret; the old one signs beside it for a day.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a tenant's webhooks are signed with.
+    """Show the secret that a tenant's webhooks are signed with.
 
-    Hand it to whoever receives them. Unlike a key it can be shown again: the server holds it as it is, since signing
-    needs it.
+    Give it to whoever receives the webhooks, to check their signatures. It can be shown again, unlike an API key:
+    signing needs it, so the server keeps it readable. --rotate makes a new one.
     """
     with _ledger() as jobs:
         secrets = WebhookSecrets(jobs)

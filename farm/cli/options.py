@@ -11,7 +11,7 @@ import typer
 from farm.connection import address, connect, our_errors
 from farm.errors import InvalidRequest, ServerUnreachable
 from farm.ledger.tenants import LIMITS, check_limit
-from farm.local.discover import discover, running_farm
+from farm.local.discover import discover, nowhere, running_farm
 from farm.settings import Settings, load_settings
 
 QUEUEING = "How to queue"
@@ -73,12 +73,19 @@ def given(**values: Any) -> dict[str, Any]:
 
 def reachable_settings() -> Settings:
     """The settings with a server that answers. Raises ServerUnreachable when none is named and none runs here."""
-    settings = load_settings()
-    if settings.redis.url is None and running_farm(settings) is None:
+    named = load_settings()
+    if named.redis.url is None and running_farm(named) is None:
+        raise ServerUnreachable(nowhere(named))
+    settings = discover(named)
+    where = address(settings.redis)
+    try:
+        with our_errors(where), connect(settings.redis) as client:
+            client.ping()
+    except ServerUnreachable:
+        if named.redis.url is not None:
+            raise
         raise ServerUnreachable(
-            f"no farm is running in {settings.local.folder} and FARM_REDIS__URL is not set; start one with: farm up"
-        )
-    settings = discover(settings)
-    with our_errors(address(settings.redis)), connect(settings.redis) as client:
-        client.ping()
+            f"the farm in {named.local.folder} is there, but its Redis at {where} does not answer; see logs/redis.log "
+            "in that folder, or stop the farm and start it again: farm up"
+        ) from None
     return settings

@@ -22,6 +22,8 @@ from farm.settings import Settings, load_settings
 
 ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "int8")
+KV_DTYPES = ("auto", "int8", "fp8")
 LENGTHS = (256, 1024, 2048)
 NEEDED = ("workers", "torch", "transformers", "accelerate")
 SHOWN = 4
@@ -43,6 +45,7 @@ class PlanFailed(FarmError):
         "farm plan --model bigscience/bloom --devices 8x80GB --dtype bf16 --json | jq .kv_tokens",
         "farm plan --model bigscience/bloom-7b1 --devices 2x10GiB --tensor-parallel 2",
         "farm plan --model ./my-bloom --devices 16GiB,24GiB --context 4096 --length 500",
+        "farm plan --model bigscience/bloom-7b1 --devices 2x10GiB --quantization int8 --kv-dtype int8",
         "farm plan                              FARM_MODEL__ID on this machine",
     ),
 )
@@ -69,6 +72,22 @@ def plan(
             metavar="DTYPE",
             help="auto, float32 (fp32), bfloat16 (bf16) or float16 (fp16); auto is bfloat16 on GPUs.",
             show_default="FARM_MODEL__DTYPE, auto",
+        ),
+    ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="int8: weights in 8 bits; none: as they are.",
+            show_default="FARM_ENGINE__QUANTIZATION, none",
+        ),
+    ] = None,
+    kv_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Keys and values in int8, fp8 or, with auto, the model's dtype.",
+            show_default="FARM_ENGINE__KV_DTYPE, auto",
         ),
     ] = None,
     tensor_parallel: Annotated[
@@ -106,10 +125,15 @@ def plan(
     From its configuration alone: stages whose reads per step are balanced, and the room for keys and values. Fails (1)
     when the model does not fit, with the missing bytes.
     """
-    settings = load_settings(
-        model=given(id=model, dtype=_dtype(dtype)),
-        engine=given(max_context=context, tensor_parallel=tensor_parallel),
+    engine: dict[str, object] = given(
+        max_context=context,
+        tensor_parallel=tensor_parallel,
+        kv_dtype=_one_of("--kv-dtype", kv_dtype, KV_DTYPES),
     )
+    if quantization is not None:
+        chosen = _one_of("--quantization", quantization, QUANTIZATIONS)
+        engine["quantization"] = None if chosen == "none" else chosen
+    settings = load_settings(model=given(id=model, dtype=_dtype(dtype)), engine=engine)
     limit = settings.engine.max_context
     if too_long := [tokens for tokens in length or [] if tokens > limit]:
         raise InvalidRequest("--length", f"{too_long[0]:,} tokens > {limit:,}, the context; raise --context")
@@ -130,6 +154,12 @@ def _dtype(name: str | None) -> str | None:
     if dtype not in DTYPES:
         raise InvalidRequest("--dtype", f"{name!r} is none; give {', '.join((*DTYPES, *ALIASES))}, as --dtype bf16")
     return dtype
+
+
+def _one_of(option: str, name: str | None, known: tuple[str, ...]) -> str | None:
+    if name is not None and name not in known:
+        raise InvalidRequest(option, f"{name!r} is none; give {', '.join(known)}")
+    return name
 
 
 def _ask(settings: Settings, args: list[str]) -> dict[str, Any]:
@@ -161,7 +191,9 @@ def _show(found: dict[str, Any]) -> None:
     out, stages, ranks = stdout(), found["stages"], found["tensor_parallel"]
     on = "1 device" if len(stages) == 1 else f"{len(stages)} devices"
     on += f", {ranks} ranks that share every layer" if ranks > 1 else ""
-    out.print(Text.assemble((found["model"], "bold"), f" in {found['dtype']} on {on}"))
+    kept = f", {found['quantization']} weights" if found["quantization"] else ""
+    kept += f", {found['kv_dtype']} keys and values" if found["kv_dtype"] != "auto" else ""
+    out.print(Text.assemble((found["model"], "bold"), f" in {found['dtype']}{kept} on {on}"))
     out.print()
     out.print(_table(stages, ranks))
     out.print()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from farm.batch import BatchReport
+from farm.batch_report import BatchReport
 from farm.cli.output import duration, note, stderr
 
 WINDOW_S = 10.0
@@ -25,7 +25,7 @@ class Pace:
         self._seen: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
 
     def see(self, report: BatchReport) -> None:
-        self._seen.append((report.elapsed_s, report.completion_tokens, report.succeeded + report.failed))
+        self._seen.append((report.elapsed_s, report.new_tokens, report.succeeded + report.failed))
         while len(self._seen) > 2 and self._seen[1][0] <= report.elapsed_s - WINDOW_S:
             self._seen.popleft()
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
 from farm.cli.options import QUEUEING, given
+from farm.cli.output import note
 from farm.contracts import Request
+from farm.egress import Egress, TargetRefused, parse_target
+from farm.settings import Settings
 
 SAMPLING = "How to generate"
 
@@ -63,3 +66,17 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
 
     setattr(run, "__signature__", inspect.Signature([*named[:at], *added, *named[at + 1 :]]))  # noqa: B010
     return run
+
+
+def warn_of_webhook(settings: Settings, params: Mapping[str, Any]) -> None:
+    """Say so if only the settings of system workers, which are not known here, can have a webhook called.
+
+    Raises TargetRefused for what is no URL.
+    """
+    if (url := params.get("webhook_url")) is None:
+        return
+    target = parse_target(url, "--webhook")
+    try:
+        Egress(settings.webhooks.allowed).check(target, "--webhook")
+    except TargetRefused as error:
+        note(f"{error}\nThe settings of system workers count. farm status JOB says how the call went.")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
+from farm.cli.farm_words import ended, put_back, worker_state
 from farm.cli.help import Command, commands, examples
 from farm.cli.job_page import show_job
 from farm.cli.options import Json, reachable_settings
@@ -17,7 +17,6 @@ from farm.ledger.overview import ModelLoad, Overview, overview
 from farm.local.discover import running_farm
 from farm.settings import Settings
 
-ENDS = ("succeeded", "failed", "cancelled", "expired", "dead")
 app = commands()
 
 
@@ -28,8 +27,8 @@ def status(
 ) -> None:
     """Show how the farm stands, or one job.
 
-    The farm: jobs by model and priority, workers, totals. Queued jobs may be delayed (until a retry) or sent (their
-    messages are out). A job: state, place in line, times, text and every attempt.
+    The farm: jobs by model and priority, workers, totals. Those that wait are queued by priority, delayed (until a
+    retry) or sent (their messages are out). A job: state, place in line, times, text and every attempt.
     """
     jobs = Jobs(reachable_settings())
     try:
@@ -63,22 +62,15 @@ def _show_farm(seen: Overview, where: str, api_url: str | None) -> None:
     out.print()
     out.print(_workers(seen) if seen.workers else "No workers. Start one: farm worker")
     out.print()
-    ended = ", ".join(f"{seen.totals[name]:,} {name}" for name in ENDS if seen.totals.get(name))
-    submitted = seen.totals.get("submitted", 0)
-    out.print(f"{submitted:,} jobs submitted so far" + (f": {ended}" if ended else ""))
+    out.print(f"[bold]submitted[/bold] {seen.totals.get('submitted', 0):,}")
+    out.print(f"[bold]ended[/bold]     {ended(seen.totals)}")
     if revived := seen.totals.get("revived"):
-        out.print(f"dead and queued again by hand: {revived:,}")
-    losses = ", ".join(
-        f"{count:,} {name.removeprefix('released:')}"
-        for name, count in sorted(seen.totals.items())
-        if name.startswith("released:")
-    )
-    if losses:
-        out.print(f"handed back and queued again: {losses}")
+        out.print(f"[bold]retried[/bold]   {revived:,} dead, by hand")
+    out.print(f"[bold]put back[/bold]  {put_back(seen.released)}")
 
 
 def _loads(models: list[ModelLoad]) -> object:
-    numbers = ("queued", *PRIORITIES, "delayed", "sent", "running", "slots", "jobs/s")
+    numbers = ("waiting", *PRIORITIES, "delayed", "sent", "running", "slots", "jobs/s")
     shown = table("model", *numbers, right=numbers)
     for load in models:
         levels = [load.queued[priority] for priority in PRIORITIES]
@@ -90,19 +82,11 @@ def _loads(models: list[ModelLoad]) -> object:
 def _workers(seen: Overview) -> object:
     shown = table("worker", "model", "state", "running", "slots", "up", right=("running", "slots"))
     for worker in seen.workers:
-        if not worker.is_alive:
-            state = Text(f"silent for {duration(worker.silent_s)}", style="red")
-        elif worker.is_draining:
-            state = Text("draining", style="yellow")
-        elif worker.trouble:
-            state = Text(worker.trouble, style="red" if "failing" in worker.trouble else "yellow")
-        else:
-            state = Text("alive", style="green")
         is_model = worker.role == "model"
         shown.add_row(
             worker.name,
             worker.model if is_model else worker.role,
-            state,
+            worker_state(worker),
             str(worker.held) if is_model else "-",
             str(worker.slots) if is_model else "-",
             duration(worker.up_s),

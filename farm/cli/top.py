@@ -24,7 +24,7 @@ from farm.cli.options import Json, reachable_settings
 from farm.cli.output import emit, stdout
 from farm.cli.top_page import Screen, draw
 from farm.errors import InvalidRequest, ServerUnreachable
-from farm.ledger.glance import TODAY_S, Glance, Paces, Today, glance, to_dict, today
+from farm.ledger.glance import Glance, Paces, glance, to_dict
 from farm.ledger.jobs import Jobs
 
 MOST_JOBS = 100  # of those that ended last: more than a terminal has lines
@@ -76,13 +76,9 @@ class Watch:
     tokens: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     waiting: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     seen: Glance | None = None
-    used: Today = field(default_factory=Today)
-    used_at: float = 0.0
 
     def look(self, recent: int = MOST_JOBS) -> Glance:
         """Read again. Raises ServerUnreachable."""
-        if not self.used_at or time.monotonic() - self.used_at >= TODAY_S:
-            self.used, self.used_at = today(self.jobs), time.monotonic()
         is_first = self.seen is None
         self.seen = glance(self.jobs, recent)
         self.paces.see(self.seen)
@@ -94,18 +90,17 @@ class Watch:
     def screen(self, problem: str = "", *, is_live: bool = True) -> Screen:
         """What to draw. There must have been a look."""
         assert self.seen is not None
-        return Screen(self.jobs.where, self.seen, self.paces, self.used, self.tokens, self.waiting, problem, is_live)
+        return Screen(self.jobs.where, self.seen, self.paces, self.tokens, self.waiting, problem, is_live)
 
     def document(self) -> dict[str, object]:
         """The same for programs."""
         assert self.seen is not None
-        return {"server": self.jobs.where, **to_dict(self.seen, self.paces, self.used)}
+        return {"server": self.jobs.where, **to_dict(self.seen, self.paces)}
 
 
 def _once(watch: Watch, as_json: bool) -> None:
     watch.look()
     time.sleep(FIRST_S)
-    watch.used_at = 0.0
     watch.look(10)
     if as_json:
         emit(watch.document())

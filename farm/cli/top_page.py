@@ -9,16 +9,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from farm.cli.farm_words import ENDS, ended, put_back, worker_state
 from farm.cli.output import clock, duration
 from farm.contracts import PRIORITIES
-from farm.ledger.glance import Ended, Glance, Paces, Today
+from farm.ledger.glance import Ended, Glance, Paces
 from farm.ledger.overview import ModelLoad, WorkerView
 
 BARS = "▁▂▃▄▅▆▇█"
 SLOT_CELLS = 10
 WIDE = 110  # columns from which there is more to see
 LOW = 20  # lines below which not all may fit
-STATES = {"succeeded": "green", "failed": "red", "dead": "red", "expired": "yellow", "cancelled": "yellow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,6 @@ class Screen:
     where: str
     seen: Glance
     paces: Paces
-    today: Today
     tokens: Sequence[float]
     waiting: Sequence[float]
     problem: str = ""
@@ -117,7 +116,7 @@ def _workers(workers: Sequence[WorkerView], paces: Paces, is_wide: bool) -> Tabl
         )
         shown.add_row(
             Text(worker.name),
-            _state(worker),
+            worker_state(worker),
             bar if is_model else Text(worker.role, style="dim"),
             f"{worker.held}/{worker.slots}" if is_model else "",
             pace if is_model else "-",
@@ -125,16 +124,6 @@ def _workers(workers: Sequence[WorkerView], paces: Paces, is_wide: bool) -> Tabl
             duration(worker.up_s),
         )
     return shown
-
-
-def _state(worker: WorkerView) -> Text:
-    if not worker.is_alive:
-        return Text(f"silent {duration(worker.silent_s)}", style="red")
-    if worker.is_draining:
-        return Text("draining", style="yellow")
-    if worker.trouble:
-        return Text(worker.trouble, style="red" if "failing" in worker.trouble else "yellow")
-    return Text("ready", style="green")
 
 
 def _no_workers() -> Text:
@@ -161,25 +150,21 @@ def _jobs(seen: Glance, room: int, is_wide: bool) -> list[RenderableType]:
 
 def _job(job: Ended) -> list[RenderableType]:
     times = [duration(job.queued_s), duration(job.run_s)]
-    state = Text(job.state, style=STATES.get(job.state, ""))
+    state = Text(job.state, style=ENDS.get(job.state, ""))
     return [Text(job.id), state, f"{job.tokens:,}", *times, Text(job.worker or "-")]
 
 
 def _waste(screen: Screen, width: int) -> list[RenderableType]:
-    released, used, totals = screen.seen.released, screen.today, screen.seen.farm.totals
-    told = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in released.items()) or "none"
-    ends = ", ".join(f"{totals[name]:,} {name}" for name in STATES if totals.get(name)) or "none"
+    seen, farm = screen.seen, screen.seen.farm
     lines = [
-        Text.assemble(("ended     ", "bold"), ends),
-        Text.assemble(("put back  ", "bold"), told),
-        Text.assemble(
-            ("today     ", "bold"),
-            f"{used.completion_tokens:,} tokens generated, {used.prompt_tokens:,} of prompts, "
-            f"{used.resumed_tokens:,} kept over a loss",
-        ),
+        Text.assemble(("ended     ", "bold"), ended(farm.totals)),
+        Text.assemble(("put back  ", "bold"), put_back(farm.released)),
+        Text.assemble(("today     ", "bold"), f"{seen.tokens_today:,} tokens, of prompts and completions"),
     ]
-    if screen.seen.dead:
-        lines[0].append(f"; {screen.seen.dead:,} dead to look at: farm dead list", style="red")
+    if seen.resumed_tokens:
+        lines[1].append(f"; {seen.resumed_tokens:,} tokens were kept")
+    if seen.dead:
+        lines[0].append(f"; {seen.dead:,} dead to look at: farm dead list", style="red")
     for line in lines:
         line.truncate(width, overflow="ellipsis")
     return [*lines]

@@ -101,7 +101,7 @@ def _show(stack: Stack) -> None:
     names = ", ".join(stack.worker_names) or "none"
     shown.add_row("Workers", f"{names}   [dim]{stack.settings.model.name}[/dim]")
     shown.add_row("Logs", str(folder.logs))
-    shown.add_row("Metrics", f"{len(stack.metrics)} pages for Prometheus   [dim]listed in {folder.note_path}[/dim]")
+    shown.add_row("Notes", f"{folder.note_path}   [dim]pages for Prometheus; the server's URL for Celery apps[/dim]")
     out.print(f"[bold green]The farm is ready[/bold green] after {duration(time.time() - stack.started_at)}.")
     out.print()
     out.print(shown)
@@ -111,9 +111,6 @@ def _show(stack: Stack) -> None:
         out.print(f"  export FARM_LOCAL__STATE_DIR={shlex.quote(str(folder.path))}", soft_wrap=True)
     out.print('  farm submit "Once upon a time" --stream')
     out.print("  farm status")
-    if stack.settings.redis.url is None:
-        out.print(
-            f"[dim]Celery apps find the server's URL, with its password, in {folder.note_path}[/dim]", soft_wrap=True
-        )
+    out.print("  farm top")
     out.print()
     out.print("[dim]Ctrl-C stops it; what was accepted is kept.[/dim]")

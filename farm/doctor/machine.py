@@ -107,7 +107,7 @@ def check_torch(facts: dict[str, Any]) -> Iterator[Check]:
         yield Check(
             "torch",
             "warn",
-            f"{torch['version']} for CUDA {torch['cuda']}, but it sees no GPU",
+            f"{torch['version']} for CUDA {torch['cuda']}, but {torch.get('trouble') or 'it sees no GPU'}",
             "nvidia-smi shows whether the driver does; without a GPU the CPU build is smaller",
         )
     elif Path("/dev/nvidiactl").exists():

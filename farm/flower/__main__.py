@@ -14,6 +14,7 @@ from farm.broker import make_app
 from farm.errors import FarmError
 from farm.flower import check_exposure, check_start, db_path
 from farm.local.discover import discover
+from farm.no_arguments import take_none
 from farm.settings import load_settings
 
 # Where kombu notes what was taken and not yet acknowledged: not with the workers', which Flower need not even read.
@@ -26,6 +27,7 @@ OWN_KEYS = {
 
 def main() -> None:
     """Run Flower until it is terminated."""
+    take_none("farm.flower", "farm flower")
     try:
         settings = discover(load_settings())
         check_exposure(settings.flower, os.environ)

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from farm import keys
 from farm.connection import our_errors
@@ -16,6 +16,15 @@ from farm.ledger.jobs import Jobs
 
 PAGE = 500
 CHUNK = 50  # jobs a call of a script: it gives each some twenty commands
+
+
+Deed = Literal["retry", "purge", "show"]
+ENDED: dict[Deed, str] = {
+    "retry": "submit it anew",
+    "purge": "like every job that has ended it is deleted after FARM_LIMITS__RETENTION_S",
+    "show": "farm status shows it",
+}
+"""What to do instead with a job that has ended otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ def purge(jobs: Jobs, job_ids: Sequence[str], *, older_s: float = 0.0) -> list[A
     return _in_chunks(job_ids, call, "purged")
 
 
-def refusal(jobs: Jobs, answer: Answer) -> FarmError:
+def refusal(jobs: Jobs, answer: Answer, wanted: Deed) -> FarmError:
     """Why nothing was done for an id: JobNotDead with the state it is in, JobNotFound, JobGone."""
     try:
         state = answer.state or jobs.view(answer.id).state
@@ -105,7 +114,7 @@ def refusal(jobs: Jobs, answer: Answer) -> FarmError:
     if state is JobState.DEAD:
         return JobNotDead(f"job {answer.id} died again just now; it was left alone")
     word = "queued" if state is JobState.DISPATCHED else state.value
-    remedy = "submit it anew" if state.is_terminal else "wait for it, or cancel it"
+    remedy = ENDED[wanted] if state.is_terminal else "wait for it, or cancel it"
     return JobNotDead(f"job {answer.id} is {word}, not dead; {remedy}")
 
 

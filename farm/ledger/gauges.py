@@ -13,6 +13,8 @@ from farm.contracts import PRIORITIES
 from farm.ledger.forecast import empty_in_s
 from farm.ledger.jobs import Jobs
 
+ALL = "(all)"
+"""Stands for the sum of all tenants; no tenant's name holds a bracket."""
 NAMED_TENANTS = 50
 OTHERS = "(other)"
 """Stands for all tenants that are not named; no tenant's name holds a bracket."""
@@ -66,7 +68,7 @@ def read_gauges(jobs: Jobs) -> Gauges:
         totals=seen["totals"],
         tally=seen["tally"],
         waiting_jobs=_with_others(seen["waiting_jobs"], seen["waiting"]),
-        tokens_today=_with_others(spent, spent.pop("(all)", 0)),
+        tokens_today=_with_others(spent, spent.pop(ALL, 0)),
         dead=seen["dead"],
         webhooks_waiting=max(0, seen["hooks_waiting"]),
         batches=seen["batches"],

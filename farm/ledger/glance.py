@@ -1,4 +1,4 @@
-"""The farm at one moment and of late: the overview, the jobs that ended last, today's tokens; and paces between two.
+"""The farm at one moment and of late: the overview, the jobs that ended last, tokens; and paces between two.
 
 Reads only. Counters of workers go up as tokens are written, so a pace needs two readings.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from farm import keys
 from farm.connection import our_errors
+from farm.ledger.gauges import ALL
 from farm.ledger.jobs import Jobs
 from farm.ledger.overview import Overview, overview
-from farm.ledger.usage import read_usage
 
 WINDOW_S = 5.0
-TODAY_S = 10.0  # how long the sum over all tenants is good for
 _FIELDS = ("state", "model", "priority", "tenant", "worker", "created", "started", "finished")
 
 
@@ -37,22 +37,19 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Today:
-    """Tokens of jobs that ended today, UTC. ``resumed``: kept over a worker's death, not computed again."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    resumed_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Glance:
-    """One reading, at a time of the server's clock. The latest job to end comes first."""
+    """One reading, at a time of the server's clock. The latest job to end comes first.
+
+    tokens_today: of prompts and completions of the jobs that ended on this day, UTC. resumed_tokens: kept over a
+    worker's death and not computed again, since the farm's beginning.
+    """
 
     at: float
     farm: Overview
     dead: int
     recent: list[Ended]
+    tokens_today: int = 0
+    resumed_tokens: int = 0
 
     @property
     def waiting(self) -> int:
@@ -64,16 +61,6 @@ class Glance:
         """Jobs that have ended since the farm's beginning."""
         return sum(self.farm.totals.get(name, 0) for name in ("succeeded", "failed", "cancelled", "expired", "dead"))
 
-    @property
-    def released(self) -> dict[str, int]:
-        """How often jobs were handed back and queued again, by reason."""
-        prefix = "released:"
-        return {
-            name.removeprefix(prefix): count
-            for name, count in sorted(self.farm.totals.items())
-            if name.startswith(prefix)
-        }
-
 
 def glance(jobs: Jobs, recent: int = 10) -> Glance:
     """Read how the farm stands, with so many of the jobs that ended last. Raises ServerUnreachable."""
@@ -82,29 +69,22 @@ def glance(jobs: Jobs, recent: int = 10) -> Glance:
         pipe.time()
         pipe.zcard(keys.DEAD)
         pipe.zrevrange(keys.FINISHED, 0, max(0, recent - 1))
-        clock, dead, members = pipe.execute()
+        pipe.hgetall(keys.TALLY)
+        clock, dead, members, tally = pipe.execute()
+        pipe.zscore(keys.spent(datetime.fromtimestamp(clock[0], UTC).date().isoformat()), ALL)
         ids = [member.split("|", 1)[0] for member in members]
         for job_id in ids:
             pipe.hmget(keys.job(job_id), *_FIELDS)
             pipe.llen(keys.out(job_id))
-        answers = pipe.execute()
+        spent, *answers = pipe.execute()
     names = {worker.id: worker.name for worker in seen.workers}
     ended = [
         _ended(job_id, dict(zip(_FIELDS, values, strict=True)), tokens, names)
         for job_id, values, tokens in zip(ids, answers[::2], answers[1::2], strict=True)
         if values[-1]
     ]
-    return Glance(clock[0] + clock[1] / 1e6, seen, dead, ended)
-
-
-def today(jobs: Jobs) -> Today:
-    """Today's tokens of all tenants. Raises ServerUnreachable."""
-    used = read_usage(jobs, days=1)
-    return Today(
-        sum(day.prompt_tokens for day in used),
-        sum(day.completion_tokens for day in used),
-        sum(day.resumed_tokens for day in used),
-    )
+    resumed = sum(int(tokens) for what, tokens in tally.items() if what.startswith("resumed:"))
+    return Glance(clock[0] + clock[1] / 1e6, seen, dead, ended, int(spent or 0), resumed)
 
 
 class Paces:
@@ -148,7 +128,7 @@ class Paces:
         return max(1e-3, self._seen[-1].at - self._seen[0].at)
 
 
-def to_dict(seen: Glance, paces: Paces, used: Today) -> dict[str, Any]:
+def to_dict(seen: Glance, paces: Paces) -> dict[str, Any]:
     """As JSON for programs."""
     farm = seen.farm.to_dict()
     for worker in farm["workers"]:
@@ -159,9 +139,10 @@ def to_dict(seen: Glance, paces: Paces, used: Today) -> dict[str, Any]:
         "jobs_per_s": round(paces.jobs_per_s, 2),
         "waiting": seen.waiting,
         **farm,
-        "released": seen.released,
+        "released": seen.farm.released,
         "dead": seen.dead,
-        "today": asdict(used),
+        "tokens_today": seen.tokens_today,
+        "resumed_tokens": seen.resumed_tokens,
         "recent": [asdict(job) for job in seen.recent],
     }
 

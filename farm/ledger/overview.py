@@ -62,6 +62,14 @@ class Overview:
     workers: list[WorkerView]
     totals: dict[str, int]
 
+    @property
+    def released(self) -> dict[str, int]:
+        """How often jobs were put back into the queue after an attempt, by reason."""
+        prefix = "released:"
+        return {
+            name.removeprefix(prefix): count for name, count in sorted(self.totals.items()) if name.startswith(prefix)
+        }
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -24,10 +24,7 @@ def discover(settings: Settings) -> Settings:
         return settings
     found = running_farm(settings)
     if found is None:
-        raise SettingsError(
-            f"FARM_REDIS__URL is not set and no local farm is running in {settings.local.folder}; "
-            "set it, or start one with: farm up"
-        )
+        raise SettingsError(nowhere(settings))
     if "id" not in settings.model.model_fields_set and isinstance(found.get("model"), str):
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"id": found["model"]})})
     return with_url(settings, found["redis_url"])
@@ -45,6 +42,13 @@ def running_farm(settings: Settings) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return said if is_whole and _is_alive(said["pid"]) else None
+
+
+def nowhere(settings: Settings) -> str:
+    """What to tell who named no server, while no local farm runs."""
+    return (
+        f"no farm runs in {settings.local.folder}; start one with: farm up (or set FARM_REDIS__URL, for one elsewhere)"
+    )
 
 
 def with_url(settings: Settings, url: str | None) -> Settings:

@@ -36,6 +36,9 @@ class EngineSettings(Group):
     """Memory for keys and values. Unset: what all slots need, up to a quarter of the free memory."""
     kv_layout: Literal["auto", "contiguous", "paged"] = "auto"
     """How keys and values lie: in one piece per sequence, best on CPUs, or in pages of 16 tokens, best on GPUs."""
+    kv_dtype: Literal["auto", "int8", "fp8"] = "auto"
+    """Numbers that keys and values are kept in. auto: the model's dtype. int8 and fp8 take about half of bfloat16's
+    memory, with a scale per token and head, and lie in pages; less exact, int8 the less wrong of the two."""
     prefix_caching: bool = True
     """Compute equal beginnings of one tenant's prompts once."""
     prefill_budget: int = Field(128, ge=1)

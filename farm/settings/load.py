@@ -24,6 +24,21 @@ _SERVICE_LINK = re.compile(
     r"^FARM_(?!.*__)[A-Z0-9_]*?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP)(_[A-Z]+)?)?)$"
 )
 
+# What pydantic's complaints ask for, in words; all others are clear by themselves.
+_WANTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "greater_than": "more than {gt:,.12g}",
+    "greater_than_equal": "at least {ge:,.12g}",
+    "less_than": "less than {lt:,.12g}",
+    "less_than_equal": "at most {le:,.12g}",
+}
+
 
 class Settings(BaseSettings):
     """All groups. ``load_settings`` builds it; pass it on rather than reading the environment again."""
@@ -114,8 +129,10 @@ def _problem(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{name} is not a setting{nearest(name, setting_names())}"
     value = "its value" if name.endswith("__URL") else repr(first["input"])
-    wanted = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").split(", unable")[0]
-    return f"{name}: {value} is no good; give {wanted.removeprefix('a valid ')}"
+    wanted = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("a valid ")
+    if (words := _WANTED.get(first["type"])) is not None:
+        wanted = words.format(**first.get("ctx", {}))
+    return f"{name}: {value} is no good; give {wanted}"
 
 
 def setting_names() -> list[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from grafana.frame import TENANT, Section, make
-from grafana.panels import Panel, Query, graph, number
+from grafana.panels import RATE, Panel, Query, graph, number
 
 WHERE = TENANT.where
-RATE = "$__rate_interval"
 
 
 def build() -> Dashboard:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from grafana.frame import MODEL, Section, make
-from grafana.panels import Panel, Query, graph, number
+from grafana.panels import RATE, Panel, Query, graph, number
 
 WHERE = MODEL.where
-RATE = "$__rate_interval"
 WASTED = 'kind=~"resumed|recomputed|cancelled|lost"'
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from grafana.frame import INSTANCE, Section, make
-from grafana.panels import Panel, Query, graph, heat, listing, quantiles
+from grafana.panels import RATE, Panel, Query, graph, heat, listing, quantiles
 
 WHERE = INSTANCE.where
-RATE = "$__rate_interval"
 
 
 def build() -> Dashboard:

@@ -53,6 +53,13 @@ def texts(chunks: Iterator[Completion]) -> dict[int, str]:
     return found
 
 
+def test_chats_are_led_to_completions(ai: openai.OpenAI, jobs: Jobs) -> None:
+    """A Bloom has no chat template; who asks for a chat is told so, and where completions are."""
+    with pytest.raises(openai.NotFoundError, match=r"no chat template.*/v1/completions"):
+        ai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "A goat"}])
+    assert not jobs.client.exists(keys.jobs("default"))
+
+
 def test_a_prompt_is_completed(ai: openai.OpenAI, hand: Farmhand) -> None:
     """One choice, with what it took; sixteen tokens unless told otherwise, as OpenAI's clients expect."""
     with hand:

@@ -136,7 +136,7 @@ def test_a_job_is_cancelled(serve: Serve, hand: Farmhand, jobs: Jobs, page: Page
     [
         ("prompt", "", "prompt: is empty"),
         ("max_tokens", "0", "max_tokens: 0 is out of range; give at least 1"),
-        ("max_tokens", "many", "max_tokens: 'many' is of the wrong kind; give an integer"),
+        ("max_tokens", "many", "max_tokens: 'many' is of the wrong kind; give a whole number"),
         ("temperature", "0,7", "temperature: '0,7' is of the wrong kind; give a number"),
         ("seed", "-1", "seed: -1 is out of range; give at least 0"),
         ("stop", "a\nb\nc\nd\ne", "stop: 5 are too many; at most 4 are allowed"),

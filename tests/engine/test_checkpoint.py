@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from benchmarks.workload import random_weights, save_bloom, save_config
 from farm.errors import ModelRefused
 from tests.engine.driving import bloom, one
 from workers.engine.bloom import Bloom
-from workers.engine.checkpoint import BloomConfig, find_checkpoint
+from workers.engine.checkpoint import BloomConfig, find_checkpoint, find_config
 from workers.engine.engine import Engine
 
 SHAPE = BloomConfig(vocab=300, hidden=32, layers=2, heads=4)
@@ -252,14 +253,31 @@ def test_a_hub_id_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch,
         find_checkpoint("bigscience/no-such-bloom", "main")
 
 
-def test_a_hub_snapshot_is_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A revision that was downloaded before serves without network."""
+def test_a_hub_that_is_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without network an id that is not in the cache is refused in a moment: by its name, with what to do."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    began = time.monotonic()
+    with pytest.raises(ModelRefused, match=r"bigscience/no-such-bloom is no folder.*no network.*hf download"):
+        find_checkpoint("bigscience/no-such-bloom")
+    with pytest.raises(ModelRefused, match=r"bigscience/no-such-bloom is no folder.*no network.*hf download"):
+        find_config("bigscience/no-such-bloom")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("constant", "value"), [("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:1")], ids=["told", "away"]
+)
+def test_a_hub_snapshot_is_taken_from_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, constant: str, value: object
+) -> None:
+    """A revision that was downloaded before serves without network, whether that is known beforehand or not."""
     commit = "0" * 40
     repo = tmp_path / "models--someone--bloom"
     save_bloom(repo / "snapshots" / commit, SHAPE)
     (repo / "refs").mkdir()
     (repo / "refs" / "v1").write_text(commit)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(f"huggingface_hub.constants.{constant}", value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert find_checkpoint("someone/bloom", "v1").config == SHAPE
 

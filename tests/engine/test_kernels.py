@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.engine.kernels.attention import DecodeGroups, alibi_slopes
-from workers.engine.kernels.linear import Linear, fastest_backend, gelu, int_multiply
+from workers.engine.kernels.int8 import gelu, int8_linear, int_multiply
+from workers.engine.kernels.linear import Linear, fastest_backend
 from workers.engine.kv.arena import Arena, Block
 from workers.engine.kv.cache import KVCache
 
@@ -70,6 +71,53 @@ def test_int8_is_near_and_rows_are_independent(private: bool, monkeypatch: pytes
     x[3, 7] = float("nan")
     assert layer.apply(x).isnan().all(1).tolist() == [row == 3 for row in range(37)]
     assert not layer.apply(torch.zeros(1, 2048)).sub(bias).any()
+
+
+class _Gpu:
+    """torch's operator as CUDA has it: it refuses few rows and odd sizes."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._int_mm = torch._int_mm
+
+    def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
+        self.calls += 1
+        if rows.shape[0] <= 16 or rows.shape[1] % 8 or columns.shape[1] % 8:
+            raise RuntimeError("self.size(0) needs to be greater than 16")
+        return self._int_mm(rows, columns)
+
+
+@pytest.mark.parametrize("has_operator", [True, False], ids=["_int_mm", "float"])
+@pytest.mark.parametrize(("outs", "ins"), [(48, 64), (53, 61)], ids=["even sizes", "odd sizes"])
+def test_int8_is_padded_to_what_a_gpu_takes(
+    has_operator: bool, outs: int, ins: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any number of rows and any sizes give the numbers that the CPU gives, bit by bit, operator or not."""
+    weight, bias, x = noise(outs, ins), noise(outs, seed=1), noise(37, ins, seed=2)
+    plain = Linear(weight, bias, quantization="int8")
+    expected = {rows: plain.apply(x[:rows]) for rows in (1, 16, 17, 37)}
+    if has_operator:
+        monkeypatch.setattr(torch, "_int_mm", gpu := _Gpu())
+    else:
+        monkeypatch.delattr(torch, "_int_mm")
+    int_multiply.cache_clear()
+    apply, apply_gelu, apply_add = int8_linear(weight, bias, padded=True)
+    int_multiply.cache_clear()
+    for rows, wanted in expected.items():
+        assert torch.equal(apply(x[:rows]), wanted)
+        assert torch.equal(apply_gelu(x[:rows]), gelu(wanted))
+        assert torch.equal(apply_add(x[:rows], wanted), wanted + wanted)
+    assert not has_operator or gpu.calls > 4 + 4, "the operator was not what computed"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 16, 17, 300])
+def test_int8_on_a_gpu_is_int8_on_the_cpu(rows: int) -> None:
+    """The device's products are exact, so that only the last rounding may differ."""
+    weight, bias, x = noise(520, 264), noise(520, seed=1), noise(rows, 264, seed=2)
+    wanted = Linear(weight, bias, quantization="int8").apply(x)
+    found = Linear(weight.cuda(), bias.cuda(), quantization="int8").apply(x.cuda())
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 5, 6, 8, 12, 16, 20, 32, 112])

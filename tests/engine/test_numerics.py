@@ -23,18 +23,18 @@ TOKENS = 2000
 CHUNK = 250
 
 
-def _logits(folder: Path, layout: str, dtype: str, ids: list[int]) -> Tensor:
+def _logits(folder: Path, layout: str, dtype: str, ids: list[int], device: str = "cpu") -> Tensor:
     """The engine's logits after every token of one text, computed in chunks. [TOKENS, vocab]."""
     model = Bloom(
         ModelSettings(id=str(folder), dtype=dtype),  # type: ignore[arg-type]
-        EngineSettings(threads=1, max_slots=1, max_context=2048, kv_layout=layout),  # type: ignore[arg-type]
+        EngineSettings(devices=[device], threads=1, max_slots=1, max_context=2048, kv_layout=layout),  # type: ignore[arg-type]
     )
     place = Pages(list(range(128))) if layout == "paged" else Block(0, 2048)
     rows = []
     for start in range(0, TOKENS, CHUNK):
         span = Span(place, start, CHUNK)
         model._pipeline.submit(Layout(ids[start : start + CHUNK], [span], 0, list(range(CHUNK)), []))
-        rows.append(model._pipeline.collect()[0])
+        rows.append(model._pipeline.collect()[0].cpu())
     return torch.cat(rows)
 
 
@@ -54,10 +54,16 @@ def ids() -> list[int]:
     return torch.randint(4, SHAPE.vocab, (TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "paged"])
-def test_bfloat16_errs_no_more_late_in_a_long_context_than_early(folder: Path, ids: list[int], layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "device"),
+    [("contiguous", "cpu"), ("paged", "cpu"), pytest.param("paged", "cuda:0", marks=pytest.mark.gpu)],
+)
+def test_bfloat16_errs_no_more_late_in_a_long_context_than_early(
+    folder: Path, ids: list[int], layout: str, device: str
+) -> None:
     """ALiBi's bias is made of distances in float32, so it does not lose digits as positions grow."""
-    early, late = _rms(_logits(folder, layout, "bfloat16", ids) - _logits(folder, layout, "float32", ids))
+    exact = _logits(folder, layout, "float32", ids, device)
+    early, late = _rms(_logits(folder, layout, "bfloat16", ids, device) - exact)
     assert 0 < late < 1.5 * early
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import combinations_with_replacement, pairwise
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ from benchmarks.workload import random_weights, save_bloom
 from farm.errors import ModelRefused
 from workers.engine.checkpoint import BloomConfig, find_checkpoint
 from workers.engine.empty_model import EmptyModel
+from workers.engine.kv.eight_bits import EightBitPages
 from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import ModuleBytes, bytes_of_shapes, layer_token_bytes
 from workers.engine.planner import plan_shards, reserved, with_reserve
 from workers.engine.presets import PRESETS, parameters
 from workers.engine.shard_plan import Device, ModelTooLarge, ShardPlan
+from workers.engine.stage import Stage
 from workers.engine.weights import HEAD, Weights
 
 GIB = 1 << 30
@@ -293,3 +296,78 @@ def test_one_device_is_planned_without_transformers() -> None:
         "sys.exit(bool({'transformers', 'accelerate'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+H, LAYERS, VOCAB = 4096, 30, 250_880
+BLOCK_INT8 = 12 * H * H + 4 * (3 * H + H + 4 * H + H) + 2 * 13 * H
+"""A block by hand: 12 h^2 bytes, an fp32 scale for each of 9 h rows, 13 h of biases and norms in bfloat16."""
+HEAD_INT8 = VOCAB * H + 4 * VOCAB
+KV_INT8 = LAYERS * 2 * (H + 4 * 32)
+"""A token by hand: a byte for each number, and an fp32 scale for each of 32 heads, of keys and of values."""
+
+
+def test_eight_bits_are_counted() -> None:
+    """Weights, their scales, the head beside the embedding, and keys and values; biases and norms stay as they were."""
+    plan = plan_shards(BLOOM_7B1, "bfloat16", gpus(24 * GIB), quantization="int8", kv_dtype="int8")
+    assert plan.step_bytes == LAYERS * BLOCK_INT8 + HEAD_INT8 + 2 * 4 * H
+    assert plan.weight_bytes == plan.step_bytes + 2 * VOCAB * H
+    assert plan.kv_token_bytes == KV_INT8 == 253_440
+    assert plan.kv_tokens == (23 * GIB - plan.weight_bytes) // KV_INT8 // PAGE * PAGE
+    fp8 = plan_shards(BLOOM_7B1, "bfloat16", gpus(24 * GIB), quantization="int8", kv_dtype="fp8")
+    assert fp8.kv_tokens == plan.kv_tokens
+
+
+def test_an_engine_with_8_bits_takes_the_memory_that_was_planned(tmp_path: Path) -> None:
+    """What its layers keep adds up to the plan's bytes, and so do its pages."""
+    config = BloomConfig(vocab=300, hidden=64, layers=2, heads=4)
+    plan = plan_shards(config, "bfloat16", gpus(GIB), quantization="int8", kv_dtype="int8")
+    with Weights(find_checkpoint(str(save_bloom(tmp_path / "bloom", config))), torch.bfloat16) as weights:
+        stage = Stage(weights, range(2), first=True, last=True, quantization="int8")
+    pages = EightBitPages(2, 4, 16, 160, torch.bfloat16, torch.device("cpu"), torch.int8)
+    assert _bytes_in(stage) == plan.weight_bytes
+    assert _bytes_in(pages) - _bytes_in(pages.slopes) == 160 * plan.kv_token_bytes
+
+
+def _bytes_in(*roots: object) -> int:
+    """Bytes of all tensors that can be reached from an object, functions' own variables among them."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+    queue = list(roots)
+    while queue:
+        found = queue.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, torch.Tensor):
+            storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
+        elif isinstance(found, list | tuple):
+            queue += found
+        elif isinstance(found, FunctionType):
+            queue += [cell.cell_contents for cell in found.__closure__ or ()]
+        else:
+            names = [*getattr(found, "__dict__", {}), *getattr(type(found), "__slots__", ())]
+            queue += [getattr(found, name) for name in names]
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize(
+    ("count", "gib", "eight", "layers", "kv_tokens"),
+    [
+        (2, 10, False, [17, 13], 2_720),
+        (2, 10, True, [18, 12], 26_160),
+        (4, 6, False, [8, 9, 9, 4], 2_736),
+        (4, 6, True, [9, 9, 9, 3], 23_248),
+    ],
+)
+def test_bloom_7b1_fits_small_cards(count: int, gib: int, eight: bool, layers: list[int], kv_tokens: int) -> None:
+    """Two of 10 GiB or four of 6 GiB hold it, in bfloat16 with one long sequence, in 8 bits with many."""
+    chosen = {"quantization": "int8", "kv_dtype": "int8"} if eight else {}
+    plan = plan_shards(BLOOM_7B1, "bfloat16", gpus(*[gib * GIB] * count), **chosen)
+    assert [len(stage.layers) for stage in plan.stages] == layers
+    assert plan.kv_tokens == kv_tokens
+    # By hand: the first device has the embedding with its norm beside its layers, and decides here.
+    block = BLOCK_INT8 if eight else 2 * (12 * H * H + 13 * H)
+    token = (KV_INT8 if eight else 491_520) // LAYERS * layers[0]
+    kept = min(GIB, gib * GIB // 8)
+    room = gib * GIB - kept - layers[0] * block - 2 * VOCAB * H - 2 * 2 * H
+    assert kv_tokens == room // token // PAGE * PAGE

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from farm import Farm
-from farm.batch import BatchReport, run_batch
+from farm.batch import run_batch
 from farm.batch_file import Answers, OutputUnusable
+from farm.batch_report import BatchReport
 from farm.ledger.jobs import Jobs
 from farm.local.server import EmbeddedServer
 from farm.settings import Settings, load_settings
@@ -208,6 +209,23 @@ def test_an_interrupted_batch_goes_on(farm: Farm, source: Path, target: Path) ->
     assert {r["custom_id"]: r["response"]["body"]["choices"][0]["text"] for r in read(target)} == {
         f"c{number}": text_of(f"p{number}", 3) for number in range(30)
     }
+
+
+def test_tokens_of_an_earlier_run_are_not_counted_as_new(farm: Farm, source: Path, target: Path) -> None:
+    """What was generated before a run, in jobs that it takes up again, is in the answers and not in its pace."""
+    write(source, short(1, tokens=4))
+
+    def interrupt(report: BatchReport) -> None:
+        if report.in_flight:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(farm, source, target, on_progress=interrupt)
+    with Farmhand(farm.settings):
+        wait_until(lambda: next(farm.jobs()).state.is_terminal, why="the job to end while no batch runs")
+        write(source, short(1, tokens=4), short(2, tokens=3))
+        report = run_batch(farm, source, target)
+    assert (report.succeeded, report.completion_tokens, report.new_tokens) == (2, 7, 3)
 
 
 def test_a_job_that_was_cancelled_meanwhile_is_asked_again(farm: Farm, source: Path, target: Path) -> None:

@@ -29,6 +29,15 @@ def _write(path: Path, *lines: object) -> Path:
     return path
 
 
+def _write_errors(path: Path, **passing: bool) -> Path:
+    """Answers of lines that failed, with whether their errors may not come again."""
+    errors = [
+        {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": {"code": "x", "retryable": passes}}
+        for name, passes in passing.items()
+    ]
+    return _write(path, *(json.dumps(error, separators=(",", ":")) for error in errors))
+
+
 def _texts(path: Path) -> dict[str, str]:
     answers = map(json.loads, path.read_text().splitlines())
     return {a["custom_id"]: a["response"]["body"]["choices"][0]["text"] for a in answers if a["response"]}
@@ -48,31 +57,45 @@ def test_a_batch_and_its_repetition(url: str, tmp_path: Path) -> None:
     assert (said.json["done"], said.json["failed"], said.json["completion_tokens"]) == (2, 0, 6)
     again = farm(*command, REDIS__URL=url)
     assert again.code == 0
-    assert "2 were done before" in again.err
+    assert "0 completed, 2 completed before · 0 tokens in" in again.err
     assert not again.out
 
 
 def test_bad_lines_fail_the_command_and_nothing_else(url: str, tmp_path: Path) -> None:
-    """Good lines are answered, bad ones have their errors in place, and the exit code says that there are some."""
+    """Good lines are answered, bad ones have their errors in place, and each run's exit code says so."""
     lines = ["{torn", {"custom_id": "b", "prompt": "bad"}, {"custom_id": "c", "prompt": "A goat", "max_tokens": 1}]
     source = _write(tmp_path / "in.jsonl", *lines)
     said = farm("batch", source, "-o", tmp_path / "out.jsonl", REDIS__URL=url)
     assert said.code == 1
     assert "1 completed, 2 failed" in said.err
+    assert "correct these lines" in said.err
     assert _texts(tmp_path / "out.jsonl") == {"c": text_of("A goat", 1)}
+    again = farm("batch", source, "-o", tmp_path / "out.jsonl", REDIS__URL=url)
+    assert again.code == 1
+    assert "0 completed, 1 completed before, 2 failed before" in again.err
+    assert "correct these lines" in again.err
+
+
+def test_errors_of_an_earlier_run_are_told(url: str, tmp_path: Path) -> None:
+    """Lines that failed before are left alone without --retry-errors; that is said, and the run fails as the first."""
+    source = _write(tmp_path / "in.jsonl", *({"custom_id": name, "prompt": "x"} for name in "ab"))
+    target = _write_errors(tmp_path / "out.jsonl", a=True, b=False)
+    said = farm("batch", source, "-o", target, REDIS__URL=url)
+    assert said.code == 1
+    assert "0 completed, 2 failed before" in said.err
+    assert "--retry-errors asks 1 of them again" in said.err
+    told = farm("batch", source, "-o", target, "--json", REDIS__URL=url)
+    assert told.code == 1
+    assert (told.json["failed"], told.json["failed_before"], told.json["passing"]) == (0, 2, 1)
 
 
 def test_errors_that_may_pass_are_asked_again(url: str, tmp_path: Path) -> None:
     """--retry-errors asks lines again whose error may not come again; other errors stay."""
     source = _write(tmp_path / "in.jsonl", *({"custom_id": name, "prompt": "x", "max_tokens": 1} for name in "ab"))
-    errors = [
-        {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": {"code": "x", "retryable": passes}}
-        for name, passes in (("a", True), ("b", False))
-    ]
-    target = _write(tmp_path / "out.jsonl", *(json.dumps(error, separators=(",", ":")) for error in errors))
+    target = _write_errors(tmp_path / "out.jsonl", a=True, b=False)
     said = farm("batch", source, "-o", target, "--retry-errors", REDIS__URL=url)
-    assert said.code == 0
-    assert "1 completed, 1 of them asked again, 1 were done before" in said.err
+    assert said.code == 1, "one line still has an error"
+    assert "1 completed, 1 of them asked again, 1 failed before" in said.err
     assert _texts(target) == {"a": text_of("x", 1)}
 
 
@@ -103,9 +126,17 @@ def test_an_output_that_is_something_else_is_left_alone(url: str, tmp_path: Path
 def test_an_output_that_can_t_be_written_is_one_line(url: str, tmp_path: Path) -> None:
     """What the system refuses is named, without a traceback."""
     source = _write(tmp_path / "in.jsonl", {"prompt": "x"})
-    said = farm("batch", source, "-o", tmp_path / "missing" / "out.jsonl", REDIS__URL=url)
+    said = farm("batch", source, "-o", "/proc/out.jsonl", REDIS__URL=url)
     assert said.code == 1
-    assert said.err == f"farm: No such file or directory: {tmp_path / 'missing' / 'out.jsonl'}\n"
+    assert said.err == "farm: No such file or directory: /proc/out.jsonl\n"
+
+
+def test_an_output_in_no_folder_is_2(tmp_path: Path) -> None:
+    """A folder that is missing is named before a server is asked for."""
+    source = _write(tmp_path / "in.jsonl", {"prompt": "x"})
+    said = farm("batch", source, "-o", tmp_path / "missing" / "out.jsonl", REDIS__URL="redis://127.0.0.1:1")
+    assert said.code == 2
+    assert said.err == f"farm: --output: there is no folder {tmp_path / 'missing'}; make it, or name another file\n"
 
 
 def test_a_batch_without_a_server_is_3(tmp_path: Path) -> None:

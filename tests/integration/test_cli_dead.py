@@ -103,7 +103,7 @@ def test_named_jobs_are_queued_again(ask: Ask, field: Field) -> None:
     assert "is queued, not dead" in said.lines[0]["error"]
     assert "unknown" in said.lines[1]["error"]
     assert "retried by hand" in ask(first, of="status").out
-    assert "dead and queued again by hand: 2" in ask(of="status").out
+    assert "retried   2 dead, by hand" in ask(of="status").out
     assert len(field.view(first).token_ids) == 2
 
 
@@ -119,6 +119,11 @@ def test_all_are_queued_again_or_deleted(ask: Ask, field: Field) -> None:
     assert dead_ids(field.jobs) == [young]
     assert not field.client.exists(keys.job(other))
     assert ask("purge", young).out == f"{young} deleted\n"
+    [ended] = field.submit()
+    field.jobs.cancel([ended])
+    assert "deleted after FARM_LIMITS__RETENTION_S" in ask("purge", ended).err
+    assert "submit it anew" in ask("retry", ended).err
+    assert "farm status shows it" in ask("show", ended).err
     assert field.client.zcard(keys.DEAD) == 0
 
 
@@ -141,7 +146,7 @@ def test_a_person_is_asked_whether_all_are_meant(field: Field, url: str, answer:
 @pytest.mark.parametrize(
     ("args", "hint"),
     [
-        (["retry"], "name some jobs, or give --all"),
+        (["retry"], "farm dead list shows them), or give --all"),
         (["retry", "x", "--all"], "not both"),
         (["purge", "x", "--older-than", "1d"], "narrows --all"),
         (["retry", "x", "--tenant", "ann"], "narrow --all"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -32,9 +35,9 @@ def hand(quick: Settings) -> Iterator[Farmhand]:
         yield working
 
 
-def _farm(settings: Settings, *args: object, stdin: str = "") -> Said:
+def _farm(settings: Settings, *args: object, stdin: str = "", **more: object) -> Said:
     assert settings.redis.url is not None
-    return farm(*args, stdin=stdin, REDIS__URL=settings.redis.url.get_secret_value())
+    return farm(*args, stdin=stdin, REDIS__URL=settings.redis.url.get_secret_value(), **more)
 
 
 @pytest.mark.usefixtures("hand")
@@ -105,7 +108,21 @@ def test_a_wait_with_an_end(quick: Settings, client: redis.Redis) -> None:
     assert said.code == 1
     assert said.json["state"] == "queued"
     assert "no worker serves tiny-bloom" in said.err
-    assert "runs on" in said.err
+    assert "no answer within 0.2 s; the job goes on:" in said.err
+    assert f"  farm status {said.json['id']}   shows it" in said.err.splitlines()
+
+
+def test_a_private_webhook_is_warned_of(quick: Settings, client: redis.Redis) -> None:
+    """A webhook that only a system worker's settings can allow is accepted, and said to be such; another is not."""
+    del client
+    for url in ("https://10.1.2.3/hook", "http://127.0.0.1:9/hook", "http://example.com/hook"):
+        said = _farm(quick, "submit", "A goat", "--no-wait", "--webhook", url)
+        assert (said.code, said.err.startswith("--webhook: ")) == (0, True)
+        assert "farm status JOB says how the call went" in said.err
+    assert _farm(quick, "submit", "A goat", "--no-wait", "--webhook", "https://example.com/hook").err == ""
+    there = ("submit", "A goat", "--no-wait", "--webhook", "http://10.1.2.3/hook")
+    assert _farm(quick, *there, WEBHOOKS__ALLOW="10.0.0.0/8").err == ""
+    assert _farm(quick, "submit", "A goat", "--webhook", "ftp://example.com").code == 2
 
 
 def test_whoever_stops_waiting_is_told_how_to_go_on(quick: Settings) -> None:
@@ -123,7 +140,8 @@ def test_whoever_stops_waiting_is_told_how_to_go_on(quick: Settings) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
         assert (process.returncode, out) == (130, "")
-        assert f"farm status {hand.claims[0]}" in err
+        assert "stopped waiting; the job goes on:" in err
+        assert f"  farm status {hand.claims[0]}   shows it" in err.splitlines()
         assert _farm(quick, "status", hand.claims[0], "--json").json["state"] == "running"
 
 
@@ -153,7 +171,7 @@ def test_status_shows_the_farm(quick: Settings, client: redis.Redis) -> None:
     assert [(worker["name"], worker["slots"], worker["is_alive"]) for worker in seen["workers"]] == [("hand", 2, True)]
     assert seen["totals"] == {"submitted": 3}
     assert "hand" in shown
-    assert "3 jobs submitted so far" in shown
+    assert "submitted 3" in shown
 
 
 def test_status_tells_a_job_s_history(quick: Settings) -> None:
@@ -205,6 +223,17 @@ def test_no_farm_here_is_3(tmp_path: object) -> None:
     said = farm("status", LOCAL__STATE_DIR=tmp_path)
     assert said.code == 3
     assert "start one with: farm up" in said.err
+
+
+def test_a_local_farm_without_its_server_is_3(tmp_path: Path) -> None:
+    """Who set nothing is told of the farm's folder, and of no setting."""
+    note = {"redis_url": "redis://:hush@127.0.0.1:1/0", "pid": os.getpid()}
+    (tmp_path / "farm.json").write_text(json.dumps(note))
+    said = farm("status", LOCAL__STATE_DIR=tmp_path)
+    assert said.code == 3
+    assert str(tmp_path) in said.err
+    assert "FARM_REDIS__URL" not in said.err
+    assert "hush" not in said.err
 
 
 def test_flower_is_not_opened_to_everyone(quick: Settings) -> None:

@@ -140,7 +140,8 @@ def test_once_for_programs(settings: Settings, jobs: Jobs, url: str) -> None:
         "hand",
         "high",
     )
-    assert seen["today"]["completion_tokens"] == 8
+    assert seen["tokens_today"] == 8 + sum(jobs.view(job_id).usage.prompt_tokens for job_id in done)
+    assert seen["resumed_tokens"] == 0
     assert (seen["dead"], seen["released"], seen["waiting"]) == (0, {}, 0)
 
 

@@ -55,6 +55,7 @@ def test_help_of_a_command_fits_80_columns() -> None:
     said = farm("submit", "--help")
     assert said.code == 0
     assert "How to generate:" in said.out
+    assert "  PROMPT  The prompt;" in said.out
     assert "default: 64" in " ".join(said.out.split())
     assert said.out.index("Examples:") > said.out.index("--json")
     assert max(map(len, said.out.splitlines())) <= 80
@@ -75,6 +76,20 @@ def test_wrong_usage_is_2(args: list[str], hint: str) -> None:
     assert said.code == 2
     assert hint in said.err
     assert not said.out
+
+
+@pytest.mark.parametrize(
+    ("module", "command"), [("workers", "farm worker"), ("api", "farm api"), ("farm.flower", "farm flower")]
+)
+def test_programs_that_settings_set_up_give_help(module: str, command: str) -> None:
+    """python -m workers --help starts no worker; any argument is refused with the command that takes options."""
+    program = [sys.executable, "-m", module]
+    told = subprocess.run([*program, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    assert told.returncode == 0
+    assert f"{command} --help" in told.stdout
+    wrong = subprocess.run([*program, "--name", "w"], capture_output=True, text=True, check=False, timeout=60)
+    assert wrong.returncode == 2
+    assert f"{command} --help" in wrong.stderr
 
 
 def test_misspelt_setting_is_2() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from farm.batch import BatchReport
+from farm.batch_report import BatchReport
 from farm.cli.progress import Pace, words
 
 pytestmark = pytest.mark.fast

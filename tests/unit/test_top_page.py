@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from farm.cli.top_page import Screen, draw, sparkline
-from farm.ledger.glance import Ended, Glance, Paces, Today
+from farm.ledger.glance import Ended, Glance, Paces
 from farm.ledger.overview import ModelLoad, Overview, WorkerView
 
 JOB = "01980000-0000-7000-8000-00000000000"
@@ -42,7 +42,7 @@ def _lines(seen: Glance, width: int, height: int, earlier: Glance | None = None,
     for reading in (earlier, seen):
         if reading is not None:
             paces.see(reading)
-    screen = Screen("127.0.0.1:6379", seen, paces, Today(1, 2, 3), [1.0, 2.0] * 300, [5.0] * 300, problem)
+    screen = Screen("127.0.0.1:6379", seen, paces, [1.0, 2.0] * 300, [5.0] * 300, problem)
     out = io.StringIO()
     Console(file=out, width=width, height=height, force_terminal=False).print(draw(screen, width, height))
     return out.getvalue().splitlines()

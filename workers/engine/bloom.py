@@ -8,7 +8,7 @@ from collections import deque
 import torch
 
 from farm.settings import EngineSettings, ModelSettings
-from workers.engine.checkpoint import find_checkpoint
+from workers.engine.checkpoint import Checkpoint, find_checkpoint
 from workers.engine.detokenizer import Pieces
 from workers.engine.engine import OutOfMemory, Result
 from workers.engine.kv.manager import KVManager
@@ -22,23 +22,33 @@ from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
 from workers.engine.shortage import is_shortage
 from workers.engine.tokenizer import Tokenizer
+from workers.engine.weights import OpenWeights, Weights
 
 
 class Bloom:
     """A loaded Bloom checkpoint. Implements ``engine.Model``."""
 
     @torch.inference_mode()
-    def __init__(self, model: ModelSettings, engine: EngineSettings) -> None:
-        """Load the model. Raises ModelRefused with the reason if it can't be served. Sets torch's thread count."""
+    def __init__(
+        self,
+        model: ModelSettings,
+        engine: EngineSettings,
+        checkpoint: Checkpoint | None = None,
+        open_weights: OpenWeights = Weights,
+    ) -> None:
+        """Load the model. Raises ModelRefused with the reason if it can't be served. Sets torch's thread count.
+
+        checkpoint, open_weights: for weights that are in no files; else those that ``model`` names are found and read.
+        """
         started = time.perf_counter()
         threads = engine.threads or usable_cores()
-        checkpoint = find_checkpoint(model.id, model.revision)
+        checkpoint = checkpoint or find_checkpoint(model.id, model.revision)
         self._tokenizer = Tokenizer(checkpoint.tokenizer)
         self._placement = place(checkpoint.config, model, engine)
         self._caching = engine.prefix_caching
         # The native library has threads of its own; torch's would only be in their way.
         torch.set_num_threads(1 if self._placement.is_native else threads)
-        self._pipeline = Pipeline(load_shards(checkpoint, self._placement, engine, threads), threads)
+        self._pipeline = Pipeline(load_shards(checkpoint, self._placement, engine, threads, open_weights), threads)
         # Of each step in flight, the sequences that get a token: as the engine wants them, and in the rows' order.
         self._sampled: deque[tuple[list[Sequence], list[Sequence]]] = deque()
         self.eos_ids = checkpoint.eos_ids
@@ -48,7 +58,7 @@ class Bloom:
             context=min(engine.max_context, self.memory().largest),
             kv_tokens=self._placement.kv_tokens,
             vocab=checkpoint.config.vocab,
-            fingerprint=checkpoint.fingerprint("+".join(filter(None, (precision, engine.quantization)))),
+            fingerprint=checkpoint.fingerprint(_numbers(precision, engine)),
             load_s=round(time.perf_counter() - started, 3),
             tokenizer=str(checkpoint.tokenizer),
             kernels=self._placement.kernels,
@@ -87,6 +97,8 @@ class Bloom:
         except (MemoryError, RuntimeError) as error:
             if not is_shortage(error):
                 raise
+            # What the allocator keeps in pieces may do for the next, smaller step. No-op without a GPU.
+            torch.cuda.empty_cache()
             raise OutOfMemory("a step found no memory to compute in") from error
         return Result([picks[sequence] for sequence in wanted], seconds)
 
@@ -94,3 +106,9 @@ class Bloom:
         """Wait for the steps in flight and forget what came of them."""
         self._sampled.clear()
         self._pipeline.drop()
+
+
+def _numbers(precision: str, engine: EngineSettings) -> str:
+    """What the model computes in, and keeps weights, keys and values in, where that is not the same."""
+    kept = f"{engine.kv_dtype} keys and values" if engine.kv_dtype != "auto" else None
+    return "+".join(filter(None, (precision, engine.quantization, kept)))

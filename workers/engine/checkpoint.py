@@ -21,6 +21,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json"]
 _ARCHITECTURES = {"BloomForCausalLM", "BloomModel"}
 _HEAD_BYTES = 1 << 16
+_HUB_S = 10.0  # how long the hub may take to say what it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,31 +119,54 @@ def _folder(model_id: str, revision: str | None, download: Callable[[str, str | 
         return download(model_id, revision)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
+        if type(error).__name__ == "LocalEntryNotFoundError":  # the hub's, which is not imported for a folder
+            reason = "no network, or it is told to be offline, and no copy is in its cache"
         at = f" at revision {revision}" if revision else ""
         raise ModelRefused(
-            f"{model_id}{at} is no folder here and can't be had from the hub ({type(error).__name__}: {reason}); "
-            "check FARM_MODEL__ID, FARM_MODEL__REVISION and the network, or download it and name its folder"
+            f"{model_id}{at} is no folder here and can't be had from the hub: {reason}; check FARM_MODEL__ID, "
+            f"FARM_MODEL__REVISION and the network, or bring it here (where there is one: hf download {model_id} "
+            "--local-dir DIR) and set FARM_MODEL__ID to its folder"
         ) from error
 
 
 def _download(model_id: str, revision: str | None) -> Path:
-    """The hub's files in the local cache. Raises ModelRefused when they are pickled, the hub's errors otherwise."""
-    # Here because it takes 0.3 s, and a folder needs no hub.
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
+    """The hub's files in the local cache, as they are there if the hub can't be reached.
 
-    if not HF_HUB_OFFLINE:
-        names = HfApi().list_repo_files(model_id, revision=revision)
-        if not any(name.endswith(".safetensors") for name in names):
-            raise ModelRefused(_no_safetensors(model_id))
-    return Path(snapshot_download(model_id, revision=revision, allow_patterns=_WANTED))
+    Raises ModelRefused when they are pickled, the hub's errors otherwise.
+    """
+    from huggingface_hub import snapshot_download  # here because it takes 0.3 s, and a folder needs no hub
+
+    names = _hub_names(model_id, revision)
+    if names is not None and not any(name.endswith(".safetensors") for name in names):
+        raise ModelRefused(_no_safetensors(model_id))
+    is_away = names is None
+    return Path(snapshot_download(model_id, revision=revision, allow_patterns=_WANTED, local_files_only=is_away))
 
 
 def _download_config(model_id: str, revision: str | None) -> Path:
     """The folder of the hub's config.json in the local cache. Raises the hub's errors."""
     from huggingface_hub import hf_hub_download  # 0.3 s, as above
 
-    return Path(hf_hub_download(model_id, "config.json", revision=revision)).parent
+    is_away = _hub_names(model_id, revision) is None
+    return Path(hf_hub_download(model_id, "config.json", revision=revision, local_files_only=is_away)).parent
+
+
+def _hub_names(model_id: str, revision: str | None) -> list[str] | None:
+    """The names of a model's files on the hub; None if that can't be reached. Raises the hub's errors.
+
+    One call without retries: without a network the hub's other calls would try again for 23 s.
+    """
+    from httpx2 import TransportError
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return None
+    try:
+        files = HfApi().model_info(model_id, revision=revision, timeout=_HUB_S).siblings or []
+    except TransportError:
+        return None
+    return [file.rfilename for file in files]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

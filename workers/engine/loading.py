@@ -12,10 +12,11 @@ import torch
 from farm.errors import ModelRefused
 from farm.settings import EngineSettings, ModelSettings
 from workers.engine.checkpoint import BloomConfig, Checkpoint
-from workers.engine.devices import named_devices, own_devices
+from workers.engine.devices import held_by_others, named_devices, own_devices
 from workers.engine.kv.arena import MIN_BLOCK, block_size
 from workers.engine.kv.cache import KVCache
 from workers.engine.kv.contiguous import ContiguousKV
+from workers.engine.kv.eight_bits import KV_DTYPES, EightBitPages
 from workers.engine.kv.manager import KVManager
 from workers.engine.kv.paged import PAGE, PagedKV
 from workers.engine.kv.pages import PageBuffers
@@ -25,11 +26,11 @@ from workers.engine.native.stage import NativeStage
 from workers.engine.pipeline import Shard
 from workers.engine.planner import plan_shards
 from workers.engine.shard import ContiguousShard, NativeShard, PagedShard
-from workers.engine.shard_plan import ShardPlan, StagePlan
+from workers.engine.shard_plan import ModelTooLarge, ShardPlan, StagePlan
 from workers.engine.stage import Stage
 from workers.engine.tensor_parallel.loading import load_ranks
 from workers.engine.tensor_parallel.plan import check_shares, plan_ranks, rank_devices
-from workers.engine.weights import Weights
+from workers.engine.weights import OpenWeights, Weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,6 +44,7 @@ class Placement:
     is_paged: bool
     is_native: bool
     kv_tokens: int
+    kv_dtype: str = "auto"
 
     def memory(self, caching: bool) -> KVManager:
         """The bookkeeping of an empty KV cache."""
@@ -61,30 +63,56 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     devices = named_devices(engine.devices) if engine.devices else own_devices()
     in_ranks = engine.tensor_parallel > 1
     if in_ranks:
-        check_shares(config, engine.tensor_parallel, engine.quantization)
+        check_shares(config, engine.tensor_parallel, engine.quantization, engine.kv_dtype)
         devices = rank_devices(devices, engine.tensor_parallel)
     on_cpu = all(device.name == "cpu" for device in devices)
     name = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
     dtype = _DTYPES[name]
     # A CPU that has no room for whole sequences of the longest context serves shorter ones.
     context = MIN_BLOCK if on_cpu else engine.max_context
-    plan = (plan_ranks if in_ranks else plan_shards)(
-        config, name, devices, context=context, reserve=0 if on_cpu else None
-    )
+    reserve = 0 if on_cpu else None
+    try:
+        if in_ranks:
+            plan = plan_ranks(config, name, devices, context=context, reserve=reserve)
+        else:
+            plan = plan_shards(
+                config,
+                name,
+                devices,
+                context=context,
+                reserve=reserve,
+                quantization=engine.quantization,
+                kv_dtype=engine.kv_dtype,
+            )
+    except ModelTooLarge as error:
+        held = held_by_others(devices)
+        raise (ModelTooLarge(f"{error}; {held}", error.missing) if held else error) from None
     kv_tokens = _cpu_kv_tokens(plan, engine) if on_cpu else _gpu_kv_tokens(plan, engine)
-    is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and not on_cpu)
+    wants_pages = not on_cpu or engine.kv_dtype != "auto"
+    is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and wants_pages)
     if not on_cpu and not is_paged:
         raise ModelRefused("FARM_ENGINE__KV_LAYOUT=contiguous is for CPUs; unset it on a machine with GPUs")
+    if wants_pages and not is_paged:
+        raise ModelRefused(
+            f"FARM_ENGINE__KV_DTYPE={engine.kv_dtype} lies in pages, and FARM_ENGINE__KV_LAYOUT=contiguous has none; "
+            "unset one of the two"
+        )
     could_be_native = on_cpu and not is_paged and engine.native == "auto" and dtype is torch.float32
     # The library computes a whole stage in one call, with no sum over ranks inside.
     could_be_native &= not in_ranks
     # The library takes bytes by fours.
     could_be_native &= engine.quantization is None or config.hidden % 4 == 0
     is_native = could_be_native and library.load() is not None
-    return Placement(plan, dtype, is_paged, is_native, kv_tokens)
+    return Placement(plan, dtype, is_paged, is_native, kv_tokens, engine.kv_dtype)
 
 
-def load_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSettings, threads: int) -> list[Shard]:
+def load_shards(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    engine: EngineSettings,
+    threads: int,
+    open_weights: OpenWeights = Weights,
+) -> list[Shard]:
     """Load each stage straight to its device. ``threads`` are shared out. Raises ModelRefused for damaged weights."""
     stages = placement.plan.stages
     if placement.plan.ranks > 1:
@@ -98,16 +126,22 @@ def load_shards(checkpoint: Checkpoint, placement: Placement, engine: EngineSett
             timeout_s=engine.load_timeout_s,
         )
         return [ranks]
-    return [_shard(checkpoint, placement, stage, engine, max(1, threads // len(stages))) for stage in stages]
+    share = max(1, threads // len(stages))
+    return [_shard(checkpoint, placement, stage, engine, share, open_weights) for stage in stages]
 
 
 def _shard(
-    checkpoint: Checkpoint, placement: Placement, stage: StagePlan, engine: EngineSettings, threads: int
+    checkpoint: Checkpoint,
+    placement: Placement,
+    stage: StagePlan,
+    engine: EngineSettings,
+    threads: int,
+    open_weights: OpenWeights,
 ) -> Shard:
     config, dtype = checkpoint.config, placement.dtype
     sizes = (len(stage.layers), config.heads, config.head_dim, placement.kv_tokens, dtype)
     first, last = stage.has_embedding, stage.has_head
-    with Weights(checkpoint, dtype, stage.device.name) as weights:
+    with open_weights(checkpoint, dtype, stage.device.name) as weights:
         if placement.is_native:
             kernels = NativeStage(
                 weights, stage.layers, first=first, last=last, threads=threads, quantization=engine.quantization
@@ -115,7 +149,10 @@ def _shard(
             return NativeShard(kernels, KVCache(*sizes))
         plain = Stage(weights, stage.layers, first=first, last=last, quantization=engine.quantization)
     if placement.is_paged:
-        return PagedShard(plain, PageBuffers(*sizes, torch.device(stage.device.name)))
+        device = torch.device(stage.device.name)
+        if placement.kv_dtype != "auto":
+            return PagedShard(plain, EightBitPages(*sizes, device, KV_DTYPES[placement.kv_dtype]))
+        return PagedShard(plain, PageBuffers(*sizes, device))
     plain.warm_up(engine.max_slots)
     return ContiguousShard(plain, KVCache(*sizes))
 

@@ -14,6 +14,9 @@ from workers.engine.weights import EMBEDDING, HEAD, expected_shapes
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number, by the names of dtypes that the engine computes in."""
 
+SCALE_BYTES = 4
+"""Bytes of the fp32 scale that a row of 8-bit weights has, and a token's keys, and its values, in each head."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleBytes:
@@ -38,9 +41,19 @@ class ModuleBytes:
         return first + len(layers) * self.block + (self.final_norm + self.head if has_head else 0)
 
 
-def bytes_of_shapes(config: BloomConfig, dtype: str) -> ModuleBytes:
-    """The bytes of the tensors that the engine reads from a checkpoint. dtype: a name in ELEMENT_BYTES."""
-    counts = {name: prod(shape) * ELEMENT_BYTES[dtype] for name, shape in expected_shapes(config).items()}
+def bytes_of_shapes(config: BloomConfig, dtype: str, quantization: str | None = None) -> ModuleBytes:
+    """The bytes that the engine keeps of a checkpoint's tensors. dtype: a name in ELEMENT_BYTES.
+
+    quantization: None or int8, which keeps every matrix that is multiplied with in 8 bits, the head's too: it is then
+    no longer the same memory as the embedding.
+    """
+    shapes = expected_shapes(config)
+    counts = {name: prod(shape) * ELEMENT_BYTES[dtype] for name, shape in shapes.items()}
+    head = counts[EMBEDDING]
+    if quantization is not None:
+        matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2 and name != EMBEDDING}
+        counts |= {name: _quantized(shape) for name, shape in matrices.items()}
+        head = _quantized(shapes[EMBEDDING])
 
     def under(prefix: str) -> int:
         return sum(count for name, count in counts.items() if name.startswith(prefix))
@@ -50,8 +63,8 @@ def bytes_of_shapes(config: BloomConfig, dtype: str) -> ModuleBytes:
         embedding_norm=under("word_embeddings_layernorm."),
         block=under("h.0."),
         final_norm=under("ln_f."),
-        head=counts[EMBEDDING],
-        is_tied=config.tied,
+        head=head,
+        is_tied=config.tied and quantization is None,
     )
 
 
@@ -65,6 +78,13 @@ def tensors_of(config: BloomConfig, layers: range, *, has_embedding: bool, has_h
     return [*names, head] if has_head and head not in names else names
 
 
-def layer_token_bytes(config: BloomConfig, dtype: str) -> int:
-    """Bytes of one token's keys and values in one layer."""
-    return 2 * config.hidden * ELEMENT_BYTES[dtype]
+def layer_token_bytes(config: BloomConfig, dtype: str, kv_dtype: str = "auto") -> int:
+    """Bytes of one token's keys and values in one layer. kv_dtype: as in FARM_ENGINE__KV_DTYPE."""
+    if kv_dtype == "auto":
+        return 2 * config.hidden * ELEMENT_BYTES[dtype]
+    return 2 * (config.hidden + config.heads * SCALE_BYTES)
+
+
+def _quantized(shape: tuple[int, ...]) -> int:
+    """A byte for each weight and a scale for each row."""
+    return prod(shape) + shape[0] * SCALE_BYTES

@@ -33,25 +33,36 @@ NAMED = 8
 
 
 def plan_shards(
-    config: BloomConfig, dtype: str, devices: Sequence[Device], *, context: int = 2048, reserve: int | None = None
+    config: BloomConfig,
+    dtype: str,
+    devices: Sequence[Device],
+    *,
+    context: int = 2048,
+    reserve: int | None = None,
+    quantization: str | None = None,
+    kv_dtype: str = "auto",
 ) -> ShardPlan:
     """Plan a Bloom over devices, in their order.
 
     dtype: float32, bfloat16 or float16.  context: tokens of the longest sequence; at least one such must fit.
     reserve: bytes kept free on each device, RESERVE_BYTES or an eighth of it unless given.
+    quantization, kv_dtype: what weights, and keys and values, are kept in, as the settings name it.
     Raises ModelTooLarge, which names the missing bytes.
     """
     if not devices:
         raise ValueError("a plan needs at least one device")
-    if len(devices) == 1:
-        return _Planner(config, dtype, devices, context, reserve, bytes_of_shapes(config, dtype)).plan()
+    if len(devices) == 1 or quantization is not None:
+        # accelerate does not know how the engine keeps 8-bit weights.
+        parts = bytes_of_shapes(config, dtype, quantization)
+        return _Planner(config, dtype, devices, context, reserve, parts, quantization, kv_dtype).plan()
     # Here because it takes seconds, and one device does without.
     from workers.engine.empty_model import EmptyModel
 
     model = EmptyModel(config, dtype)
-    planner = _Planner(config, dtype, devices, context, reserve, model.module_bytes())
+    planner = _Planner(config, dtype, devices, context, reserve, model.module_bytes(), None, kv_dtype)
     plan = planner.plan()
-    return replace(plan, filled_step_bytes=model.filled_step_bytes(planner.budgets, planner.kv_tokens))
+    kv_bytes = planner.kv_tokens * planner.token_bytes
+    return replace(plan, filled_step_bytes=model.filled_step_bytes(planner.budgets, kv_bytes))
 
 
 def reserved(total: int, reserve: int | None) -> int:
@@ -88,12 +99,15 @@ class _Planner:
         context: int,
         reserve: int | None,
         parts: ModuleBytes,
+        quantization: str | None,
+        kv_dtype: str,
     ) -> None:
         self.budgets = [max(0, device.bytes - reserved(device.bytes, reserve)) for device in devices]
         self.kv_tokens = _whole_blocks(context + PAGE - 1)
         self._config, self._dtype, self._devices = config, dtype, devices
         self._context, self._reserve = context, reserve
-        self._token_bytes = layer_token_bytes(config, dtype)
+        self._quantization, self._kv_dtype = quantization, kv_dtype
+        self.token_bytes = layer_token_bytes(config, dtype, kv_dtype)
         self._units = config.layers + 2
         self._runs = {
             (start, stop): _run(parts, config.layers, start, stop)
@@ -107,7 +121,7 @@ class _Planner:
         largest, _ = self._cut(max, lambda _, run: run.step_bytes)
 
         # The most KV tokens on the tightest stage: the fewest short of what the roomiest device could hold.
-        most = max(self.budgets) // self._token_bytes
+        most = max(self.budgets) // self.token_bytes
 
         def lacking(device: int, run: _Run) -> float:
             tokens = self._kv_tokens(device, run)
@@ -126,7 +140,15 @@ class _Planner:
             else:
                 stages.append(self._stage(index, self._runs[start, stop]))
             start = stop
-        return ShardPlan(tuple(stages), tuple(idle), self._config, self._dtype, self._context)
+        return ShardPlan(
+            tuple(stages),
+            tuple(idle),
+            self._config,
+            self._dtype,
+            self._context,
+            quantization=self._quantization,
+            kv_dtype=self._kv_dtype,
+        )
 
     def _stage(self, index: int, run: _Run) -> StagePlan:
         return StagePlan(
@@ -154,12 +176,12 @@ class _Planner:
         return cheapest_cut(self._units, len(self._devices), of, join)
 
     def _need(self, run: _Run, kv_tokens: int) -> int:
-        return run.weight_bytes + len(run.layers) * self._token_bytes * kv_tokens
+        return run.weight_bytes + len(run.layers) * self.token_bytes * kv_tokens
 
     def _kv_tokens(self, device: int, run: _Run) -> int | None:
         if not run.layers:
             return None
-        return _whole_blocks((self.budgets[device] - run.weight_bytes) // (len(run.layers) * self._token_bytes))
+        return _whole_blocks((self.budgets[device] - run.weight_bytes) // (len(run.layers) * self.token_bytes))
 
     def _check_room(self) -> None:
         """Raise ModelTooLarge unless the weights and one sequence fit."""
@@ -170,6 +192,8 @@ class _Planner:
         lacks = "has room for its weights but not for" if weights_fit else "does not fit with"
         remedies = [
             "bfloat16" if self._dtype == "float32" else "",
+            "" if self._quantization else "8-bit weights (FARM_ENGINE__QUANTIZATION=int8)",
+            "8-bit keys and values (FARM_ENGINE__KV_DTYPE=int8)" if weights_fit and self._kv_dtype == "auto" else "",
             "a shorter context (FARM_ENGINE__MAX_CONTEXT)" if weights_fit else "",
             "more devices or larger ones",
         ]

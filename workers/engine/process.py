@@ -22,6 +22,7 @@ from farm.settings import Settings, load_settings
 from workers.engine.engine import Engine, Model
 from workers.engine.outbox import Outbox
 from workers.engine.protocol import BEAT_S, Add, Cancel, Command, Halt, Halted, Message, Refused, Report, decode, encode
+from workers.engine.shortage import is_shortage
 from workers.engine.synthetic import Synthetic
 
 log = structlog.get_logger(__name__)
@@ -54,10 +55,11 @@ def load_model(settings: Settings) -> Model:
 
     try:
         return Bloom(settings.model, settings.engine)
-    except MemoryError as error:
-        raise ModelRefused(
-            f"no memory to load {settings.model.id}: {error or 'allocation failed'}; `farm plan` says what it needs"
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        found = str(error).partition("\n")[0] or "allocation failed"
+        raise ModelRefused(f"no memory to load {settings.model.id}: {found}; `farm plan` says what it needs") from error
 
 
 def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Command]) -> None:

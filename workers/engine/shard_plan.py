@@ -59,7 +59,8 @@ class ShardPlan:
 
     context: tokens of the longest sequence.  filled_step_bytes: what the slowest stage would read in a step if devices
     were filled in turn, as accelerate does; None where it finds no room or was not asked.  ranks: 1, or how many share
-    every layer: then each "stage" is a rank with its part of all of them.
+    every layer: then each "stage" is a rank with its part of all of them.  quantization, kv_dtype: what weights, and
+    keys and values, are kept in, as the settings name it.
     """
 
     stages: tuple[StagePlan, ...]
@@ -69,6 +70,8 @@ class ShardPlan:
     context: int
     filled_step_bytes: int | None = None
     ranks: int = 1
+    quantization: str | None = None
+    kv_dtype: str = "auto"
 
     @property
     def kv_tokens(self) -> int:
@@ -83,7 +86,7 @@ class ShardPlan:
     @property
     def kv_token_bytes(self) -> int:
         """Bytes of one token's keys and values over all stages."""
-        return self.config.layers * layer_token_bytes(self.config, self.dtype)
+        return self.config.layers * layer_token_bytes(self.config, self.dtype, self.kv_dtype)
 
     @property
     def weight_bytes(self) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from workers.engine.batch import Batch
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.kernels.linear import Linear
-from workers.engine.weights import EMBEDDING, HEAD, Weights
+from workers.engine.weights import EMBEDDING, HEAD, WeightSource
 
 WARM_ROWS = 32
 
@@ -47,7 +47,7 @@ class Stage:
     """A run of a Bloom's blocks on one device; the first one with the embedding, the last one with the head."""
 
     def __init__(
-        self, weights: Weights, layers: range, *, first: bool, last: bool, quantization: str | None = None
+        self, weights: WeightSource, layers: range, *, first: bool, last: bool, quantization: str | None = None
     ) -> None:
         """Read and pack the weights of these layers only. Raises ModelRefused for damaged tensors."""
         config = weights.config
@@ -81,7 +81,7 @@ class Stage:
             self.final_norm = norm("ln_f")
             self.head = Linear(self._head_weight(weights), None, quantization=quantization)
 
-    def _head_weight(self, weights: Weights) -> Tensor:
+    def _head_weight(self, weights: WeightSource) -> Tensor:
         """The head's own weight, or the embedding's where both are one. [vocab, hidden]."""
         if weights.has_head:
             return weights.take(HEAD)

@@ -5,9 +5,11 @@ Knows the layouts of published files: names with and without ``transformer.``, s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +21,7 @@ from workers.engine.checkpoint import BloomConfig, Checkpoint
 PREFIX = "transformer."
 EMBEDDING = "word_embeddings.weight"
 HEAD = "lm_head.weight"
+_AT_ONCE = 1 << 24
 
 
 def expected_shapes(config: BloomConfig) -> dict[str, tuple[int, ...]]:
@@ -40,6 +43,23 @@ def expected_shapes(config: BloomConfig) -> dict[str, tuple[int, ...]]:
         affine(f"h.{layer}.mlp.dense_4h_to_h", hidden, 4 * hidden)
     affine("ln_f", hidden)
     return shapes
+
+
+class WeightSource(Protocol):
+    """Where a stage takes its tensors from: a checkpoint's files, or whatever gives out as many under these names."""
+
+    @property
+    def config(self) -> BloomConfig: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the head has weights of its own."""
+
+    def take(self, name: str) -> Tensor:
+        """One tensor of ``expected_shapes``, or the head, on the stage's device."""
 
 
 class Weights:
@@ -89,7 +109,7 @@ class Weights:
         file, stored = self._where[name]
         tensor: Tensor = file.get_tensor(stored) if part is None else file.get_slice(stored)[part]
         tensor = tensor.to(self.device, self.dtype)
-        if not torch.isfinite(tensor).all():
+        if not _is_finite(tensor):
             raise ModelRefused(f"{self._folder}: {stored} holds NaN or infinity in {self.dtype}; the file is damaged")
         return tensor
 
@@ -117,3 +137,14 @@ class Weights:
                 raise ModelRefused(f"{self._folder}: {stored} has shape {found}, but config.json makes it {shape}")
             if piece.get_dtype() not in {"F16", "BF16", "F32"}:
                 raise ModelRefused(f"{self._folder}: {stored} is {piece.get_dtype()}; the farm loads F16, BF16 and F32")
+
+
+OpenWeights: TypeAlias = Callable[[Checkpoint, torch.dtype, str], AbstractContextManager[WeightSource]]
+"""Opens a checkpoint's weights in a dtype on a device, as ``Weights`` does."""
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Looked at piece by piece: the check of a whole embedding would take several times its memory."""
+    flat = tensor.flatten()
+    cuts = list(range(_AT_ONCE, flat.numel(), _AT_ONCE))
+    return all(bool(torch.isfinite(piece).all()) for piece in flat.tensor_split(cuts))

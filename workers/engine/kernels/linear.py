@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.engine.kernels.int8 import AddTo, Apply, gelu, int8_linear
+
 PROBE_ROWS = 16
 """Rows of the probe: a typical number of running sequences."""
 _PROBE_OUT = 4096
 _PROBE_CALLS = 5
-
-Apply = Callable[[Tensor], Tensor]
-AddTo = Callable[[Tensor, Tensor], Tensor]
 
 
 class Linear:
@@ -41,11 +40,6 @@ class Linear:
         """
         self.backend = quantization or backend or fastest_backend(weight)
         self.apply, self.apply_gelu, self.apply_add = _BACKENDS[self.backend](weight, bias)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU by tanh, as Bloom was trained with."""
-    return functional.gelu(x, approximate="tanh")
 
 
 def fastest_backend(weight: Tensor) -> str:
@@ -127,49 +121,9 @@ def _mkl(weight: Tensor, bias: Tensor | None) -> tuple[Apply, Apply, AddTo]:
     )
 
 
-def _int8(weight: Tensor, bias: Tensor | None) -> tuple[Apply, Apply, AddTo]:
-    quantized, scale = _quantized(weight)
-    columns, column_scale = quantized.t(), scale.t()  # [in, out], [1, out]
-    multiply = int_multiply()
-
-    def apply(x: Tensor) -> Tensor:
-        rows, row_scale = _quantized(x)
-        y = multiply(rows, columns) * (row_scale * column_scale)
-        return (y if bias is None else y + bias).to(x.dtype)
-
-    return apply, lambda x: gelu(apply(x)), lambda x, residual: apply(x) + residual
-
-
-def _quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row in 127ths of its largest number, int8, and the fp32 scale [rows, 1] that undoes it; NaN stays NaN."""
-    rows = rows.float()
-    scale = rows.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
-    return torch.round(rows / scale).to(torch.int8), scale
-
-
-@functools.cache
-def int_multiply() -> AddTo:
-    """The exact product of int8 matrices [rows, in] and [in, out]: torch's private operator if it is right here."""
-    generator = torch.Generator().manual_seed(0)
-    columns = torch.randint(-127, 128, (40, 72), dtype=torch.int8, generator=generator).t()
-    try:
-        for count in (1, 3, PROBE_ROWS, 37):
-            rows = torch.randint(-127, 128, (count, 72), dtype=torch.int8, generator=generator)
-            if not torch.equal(torch._int_mm(rows, columns).double(), _float_multiply(rows, columns)):
-                return _float_multiply
-    except (RuntimeError, AttributeError, NotImplementedError):  # this build of torch lacks it
-        return _float_multiply
-    return torch._int_mm
-
-
-def _float_multiply(rows: Tensor, columns: Tensor) -> Tensor:
-    """Exact as well: sums of int8 products fit the 53 bits of a double."""
-    return rows.double() @ columns.double()
-
-
 _BACKENDS: dict[str, Callable[[Tensor, Tensor | None], tuple[Apply, Apply, AddTo]]] = {
     "torch": _torch,
     "onednn": _onednn,
     "mkl": _mkl,
-    "int8": _int8,
+    "int8": int8_linear,
 }

@@ -38,6 +38,19 @@ class PageBuffers:
         self.device = device
         self.slopes = (alibi_slopes(heads) if slopes is None else slopes).to(device)
 
+    def write(self, layer: int, page: Tensor, slot: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store new tokens. page, slot: [tokens]; keys, values: [tokens, heads, head_dim]."""
+        pages = self.layers[layer]
+        pages[0][page, :, slot] = keys
+        pages[1][page, :, slot] = values
+
+    def gather(self, layer: int, tables: Tensor) -> Tensor:
+        """The pages of these tables, a copy.
+
+        tables: [spans, pages].  Returns [2, spans, pages, heads, PAGE, head_dim].
+        """
+        return self.layers[layer][:, tables]
+
     def batch(self, layout: Layout) -> PagedBatch:
         """Turn a layout into tensors."""
         return PagedBatch(self, layout)
@@ -68,11 +81,9 @@ class PagedBatch:
 
     def attend(self, layer: int, qkv: Tensor, out: Tensor) -> None:
         """Store a layer's keys and values, and attend every row; shapes as in ``Batch``."""
-        pages = self._buffers.layers[layer]
-        pages[0][self._page, :, self._slot] = qkv[:, :, 1]
-        pages[1][self._page, :, self._slot] = qkv[:, :, 2]
+        self._buffers.write(layer, self._page, self._slot, qkv[:, :, 1], qkv[:, :, 2])
         for group in self._groups:
-            group.attend(pages, qkv, out)
+            group.attend(layer, qkv, out)
 
 
 class _Group:
@@ -81,6 +92,7 @@ class _Group:
     def __init__(self, buffers: PageBuffers, spans: list[Span], first: int) -> None:
         device = buffers.device
         count = spans[0].count
+        self._buffers = buffers
         self._rows = slice(first, first + len(spans) * count)
         self._shape = (len(spans), count)
         used = [-(-(span.start + count) // PAGE) for span in spans]
@@ -91,9 +103,10 @@ class _Group:
         bias = bias_of(buffers.slopes, torch.arange(max(used) * PAGE, device=device), queries)
         self._bias = bias.transpose(1, 2).flatten(0, 1)  # [spans * heads, count, length]
 
-    def attend(self, pages: Tensor, qkv: Tensor, out: Tensor) -> None:
+    def attend(self, layer: int, qkv: Tensor, out: Tensor) -> None:
         _, heads, _, head_dim = qkv.shape
-        keys, values = pages[:, self._tables].transpose(2, 3).flatten(3, 4).flatten(1, 2)  # [spans * heads, length, D]
+        gathered = self._buffers.gather(layer, self._tables)
+        keys, values = gathered.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # [spans * heads, length, head_dim]
         query = qkv[self._rows, :, 0].view(*self._shape, heads, head_dim).transpose(1, 2).flatten(0, 1)
         scratch = torch.empty_like(query)  # [spans * heads, count, head_dim]
         weigh(query, keys, values, self._bias, 1.0 / math.sqrt(head_dim), scratch)

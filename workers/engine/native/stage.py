@@ -12,30 +12,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from workers.engine.checkpoint import BloomConfig
 from workers.engine.kernels.attention import alibi_slopes
 from workers.engine.native.library import Library, Shape, load
-from workers.engine.weights import EMBEDDING, HEAD
+from workers.engine.weights import EMBEDDING, HEAD, WeightSource
 
 SPIN_US = 50
 """How long a helper thread looks for work before it sleeps: a step's phases follow within a few microseconds, the next
 step after some hundred."""
 _QKV, _DENSE, _UP, _DOWN = range(4)
 _EMBEDDING_NORM, _FINAL_NORM, _BLOCK_NORMS = range(3)
-
-
-class Weights(Protocol):
-    """What a stage takes of ``workers.engine.weights.Weights``."""
-
-    config: BloomConfig
-    dtype: torch.dtype
-
-    @property
-    def has_head(self) -> bool:
-        """Whether the head has weights of its own."""
-
-    def take(self, name: str) -> Tensor:
-        """One tensor by its name without prefix."""
 
 
 class Cache(Protocol):
@@ -53,7 +38,7 @@ class NativeStage:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: WeightSource,
         layers: range,
         *,
         first: bool,
@@ -131,7 +116,7 @@ class NativeStage:
         assert not failed, "a span, an id or a sampled row lies outside of what there is"
         return out
 
-    def _pack(self, weights: Weights, layers: range) -> None:
+    def _pack(self, weights: WeightSource, layers: range) -> None:
         if self._embedding is not None:
             self._library.set_embedding(self._stage, self._embedding.data_ptr())
             self._norm(weights, _EMBEDDING_NORM, "word_embeddings_layernorm")
@@ -147,11 +132,11 @@ class NativeStage:
             self._norm(weights, _FINAL_NORM, "ln_f")
             self._head(weights)
 
-    def _norm(self, weights: Weights, which: int, name: str) -> None:
+    def _norm(self, weights: WeightSource, which: int, name: str) -> None:
         weight, bias = weights.take(f"{name}.weight").contiguous(), weights.take(f"{name}.bias").contiguous()
         _check(self._library.set_norm(self._stage, which, weight.data_ptr(), bias.data_ptr()))
 
-    def _linear(self, weights: Weights, layer: int, which: int, name: str) -> None:
+    def _linear(self, weights: WeightSource, layer: int, which: int, name: str) -> None:
         weight, bias = weights.take(f"{name}.weight"), weights.take(f"{name}.bias")
         if which == _QKV:
             weight, bias = self._by_kind(weight), self._by_kind(bias)
@@ -163,7 +148,7 @@ class NativeStage:
         split = qkv.view(self._config.heads, 3, self._config.head_dim, -1)
         return split.transpose(0, 1).reshape(qkv.shape)
 
-    def _head(self, weights: Weights) -> None:
+    def _head(self, weights: WeightSource) -> None:
         if weights.has_head:
             head = weights.take(HEAD)
         else:

@@ -17,8 +17,8 @@ from workers.engine.shard_plan import Device, ModelTooLarge, ShardPlan, StagePla
 from workers.engine.tensor_parallel.cut import Rank
 
 
-def check_shares(config: BloomConfig, ranks: int, quantization: str | None) -> None:
-    """Raise ModelRefused for what ranks can't share: heads that don't come out even, and int8."""
+def check_shares(config: BloomConfig, ranks: int, quantization: str | None, kv_dtype: str = "auto") -> None:
+    """Raise ModelRefused for what ranks can't share: heads that don't come out even, and numbers in 8 bits."""
     if config.heads % ranks:
         even = [str(count) for count in range(1, config.heads + 1) if config.heads % count == 0]
         raise ModelRefused(
@@ -30,6 +30,11 @@ def check_shares(config: BloomConfig, ranks: int, quantization: str | None) -> N
             f"FARM_ENGINE__QUANTIZATION={quantization} rounds whole rows, of which each of "
             f"FARM_ENGINE__TENSOR_PARALLEL={ranks} ranks holds a part: texts would depend on the number of ranks; "
             "unset one of the two"
+        )
+    if kv_dtype != "auto":
+        raise ModelRefused(
+            f"ranks keep keys and values in the model's dtype: unset FARM_ENGINE__KV_DTYPE={kv_dtype} or "
+            f"FARM_ENGINE__TENSOR_PARALLEL={ranks}"
         )
 
 
