@@ -61,7 +61,6 @@ class Runner:
             on_report=self._on_report,
             on_ready=self._on_ready,
             on_lost=self._on_lost,
-            on_refused=on_refused,
         )
         self._account = self.lives.account
 
