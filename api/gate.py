@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from api.answers import Answer, Header
 from api.errors import Gone, answer_to, answer_to_bug, answer_to_http
 from api.recorder import NOWHERE, Recorder
 from farm.errors import FarmError
+from farm.logs import log_defect
 
 _ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 log = structlog.get_logger(__name__)
@@ -65,7 +65,7 @@ class Gate:
         except HTTPException as raised:
             error = answer_to_http(raised, self._methods(scope))
         except Exception as raised:
-            _log_bug(raised, request_id)
+            log_defect(log, "request failed", raised, request_id=request_id.decode())
             error = answer_to_bug()
         finally:
             if is_stream:
@@ -102,9 +102,3 @@ def _id_of(headers: list[Header]) -> bytes:
 
 def _is_stream(headers: list[Header]) -> bool:
     return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
-
-
-def _log_bug(raised: Exception, request_id: bytes) -> None:
-    # Neither the message nor any value: they may hold a prompt.
-    where = "".join(traceback.format_tb(raised.__traceback__))
-    log.error("request failed", request_id=request_id.decode(), error=type(raised).__name__, where=where)

@@ -19,6 +19,7 @@ from farm.contracts import PRIORITIES
 from farm.errors import FarmError
 from farm.ledger.gauges import Gauges, ModelGauges, read_gauges
 from farm.ledger.jobs import Jobs
+from farm.logs import log_defect
 from farm.metrics import Family
 from farm.time_limit import time_limit
 
@@ -93,8 +94,8 @@ class LedgerCollector(Collector):
                 return read_gauges(self._jobs)
         except FarmError as error:
             log.debug("metrics_without_server", error=str(error))
-        except Exception:
-            log.exception("metrics_failed")
+        except Exception as error:
+            log_defect(log, "metrics_failed", error)
         return None
 
 

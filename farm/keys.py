@@ -43,7 +43,9 @@ KEYS = (
     Key("usage_days", "string", "none", "how many days usage is kept, as the latest keeper has it in its settings"),
     Key("keys", "hash", "none", "API keys by id: SHA-256, tenant, scopes and name as JSON"),
     Key("keys_used", "hash", "none", "when an API key was last used, to the minute, in Unix seconds"),
-    Key("webhooks", "zset", "none", "lanes with webhooks to call, by when the first is due"),
+    Key("webhooks", "zset", "none", "lanes with webhooks to call, by when they are swept; see webhook_take.lua"),
+    Key("hook_tenants", "zset", "none", "tenants with webhooks to call, by when it is their turn"),
+    Key("hook_lanes:<tenant>", "zset", "none", "a tenant's lanes, by when the first of each is due"),
     Key("hooks:<tenant>:<receiver>", "zset", "none", "a lane: job:<id> and batch:<id> by when to call their webhooks"),
     Key("hooks_waiting", "string", "none", "how many webhooks are in all lanes"),
     Key("webhook_secrets", "hash", "none", "each tenant's secret for signing webhooks, as JSON; readable"),
@@ -110,6 +112,7 @@ WAITING_TOKENS = PREFIX + "waiting_tokens"
 API_KEYS = PREFIX + "keys"
 API_KEYS_USED = PREFIX + "keys_used"
 WEBHOOKS = PREFIX + "webhooks"
+HOOK_TENANTS = PREFIX + "hook_tenants"
 WEBHOOK_SECRETS = PREFIX + "webhook_secrets"
 FILE_BYTES = PREFIX + "file_bytes"
 FILES_DUE = PREFIX + "files_due"
@@ -190,6 +193,11 @@ def lanes(model: str, priority: str) -> str:
 def hooks(lane: str) -> str:
     """The key of the webhooks of one tenant and receiver, a lane as ``<tenant>:<receiver>``."""
     return f"{PREFIX}hooks:{lane}"
+
+
+def hook_lanes(tenant: str) -> str:
+    """The key of the list of a tenant's lanes."""
+    return f"{PREFIX}hook_lanes:{tenant}"
 
 
 def file(file_id: str) -> str:

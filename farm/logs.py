@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 
 import structlog
 
 from farm.settings import LogsSettings
 
+MOST_CAUSES = 8
+
+
+def log_defect(log: structlog.typing.FilteringBoundLogger, event: str, error: BaseException, **facts: object) -> None:
+    """Log an error that nobody foresaw, as ``where``: what it says of itself may hold a prompt, and is left out."""
+    log.error(event, where=origin(error), **facts)
+
+
+def origin(error: BaseException | None) -> str:
+    """Stack and type of an error, then those of its causes; neither a message nor any value."""
+    parts: list[str] = []
+    while error is not None and len(parts) < MOST_CAUSES:
+        parts.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\ncaused by\n".join(parts)
+
 
 def setup(settings: LogsSettings) -> None:
-    """Send all logs of this process to stderr: text on a terminal, JSON elsewhere. Call once, from an entry point."""
+    """Send all logs of this process to stderr: text on a terminal, JSON elsewhere. Call once, from an entry point.
+
+    Whoever logs an exception, other libraries too: the line has its ``origin`` and not its text.
+    """
     as_text = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(lambda found: origin(found[1])),
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

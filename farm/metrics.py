@@ -45,7 +45,7 @@ QUEUE_OLDEST_AGE = Family(
 QUEUE_ETA = Family(
     "farm_queue_eta_seconds",
     "gauge",
-    "Estimated time until no job waits, by the pace of late; absent while no worker is there or no job has ended.",
+    "Estimated time until no job waits, by the pace of late; absent if jobs wait and nobody works or few ended.",
     ("model",),
     "seconds",
 )

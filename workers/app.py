@@ -61,6 +61,7 @@ def _step(host: Host) -> type[bootsteps.StartStopStep]:
 
         def start(self, parent: Any) -> None:
             parent.consumer.may_consume = host.may_consume
+            parent.consumer.may_take_from = host.may_take_from
             if host.runner is not None:
                 host.runner.on_open = parent.consumer.look_again
             stopping = Stopping(host, parent.consumer.look_again)

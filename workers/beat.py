@@ -9,6 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from farm.errors import ServerUnreachable
+from farm.logs import log_defect
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +52,8 @@ class Beat:
                 if self.is_answered:
                     log.warning("server_unreachable", error=str(error))
                 self.is_answered = False
-            except Exception:
-                log.exception("beat_failed")
+            except Exception as error:
+                log_defect(log, "beat_failed", error)
             while not self._stopped.is_set() and (left_s := self._began + self._interval_s() - time.monotonic()) > 0:
                 if self._woken.wait(left_s):
                     self._woken.clear()

@@ -1,10 +1,10 @@
-"""Celery's consumer, sending task events in groups and asking for no message that nobody could work on.
+"""Celery's consumer, sending task events in groups and asking for no message that could not be worked on.
 
 Celery publishes what happened to tasks at the end of every turn of its loop, which is a message or two per job and a
 fifth of the worker's own time. People look at Flower less often than that.
 
 It also takes messages as long as it has threads. While the engine is away they would wait here, and other workers would
-wait for them.
+wait for them. And messages that the ledger has no room for would hold the threads that jobs of the ledger need.
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ _Consumer: Any = consumer.Consumer
 
 
 class GroupingConsumer(_Consumer):  # type: ignore[misc]
-    """A consumer that publishes buffered events a few times a second, and consumes while ``may_consume`` says so."""
+    """A consumer that publishes buffered events a few times a second, and consumes while ``may_consume`` says so, from
+    the queues that ``may_take_from`` lets it."""
 
     may_consume: Callable[[], bool] = staticmethod(lambda: True)
+    may_take_from: Callable[[str], bool] = staticmethod(lambda _queue: True)
     _due_at = 0.0
 
     def on_ready(self) -> None:
-        """Ask ``may_consume`` before each message. Each connection has another channel."""
+        """Ask ``may_consume`` and ``may_take_from`` before each message. Each connection has another channel."""
         super().on_ready()
-        qos = self.task_consumer.channel.qos
-        has_room = qos.can_consume
+        channel = self.task_consumer.channel
+        qos, cycle = channel.qos, channel._queue_cycle
+        has_room, in_turn = qos.can_consume, cycle.consume
         qos.can_consume = lambda: self.may_consume() and has_room()
+        cycle.consume = lambda count: [queue for queue in in_turn(count) if self.may_take_from(queue)]
 
     def look_again(self) -> None:
         """Have the loop look at ``may_consume``, and whether to stop, at once. Called from any thread."""

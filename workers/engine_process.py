@@ -21,6 +21,7 @@ import structlog
 
 from farm.errors import EngineLost, ModelRefused
 from farm.local.ends import how_ended
+from farm.logs import log_defect
 from farm.settings import EngineSettings
 from workers.engine.protocol import Command, Halt, Halted, Ready, Refused, Report, decode, encode
 
@@ -153,8 +154,8 @@ class EngineProcess:
                 self._on_report(message)
         except (EOFError, OSError):
             pass
-        except Exception:
-            log.exception("engine_spoke_nonsense")
+        except Exception as error:
+            log_defect(log, "engine_spoke_nonsense", error)
             reason = "engine_broken"
         self._halted.set()  # nothing more will come
         if self._stopping:

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 
 import structlog
 from celery import Celery
@@ -55,6 +56,7 @@ class Host:
             self.chores = Chores(self.jobs, self.attempts.worker)
         self.beat = self.runner.beat if self.runner else Beat(self._beat, lambda: settings.keeper.liveness_s / 3)
         self._is_registered = False
+        self._foreign_again_at = 0.0
         self._draining = threading.Event()
         self._stopped = threading.Event()
 
@@ -70,6 +72,14 @@ class Host:
     def may_consume(self) -> bool:
         """Whether Celery may ask the broker for messages: none that would wait here while others could take them."""
         return not self.is_stopping and (self.runner is None or self.runner.is_open)
+
+    def may_take_from(self, queue: str) -> bool:
+        """Whether Celery may ask the broker for messages of a queue."""
+        return queue not in self.settings.broker.foreign_queues or time.monotonic() >= self._foreign_again_at
+
+    def leave_foreign(self, seconds: float) -> None:
+        """Have foreign messages wait in their queues: the ledger has no room for them now."""
+        self._foreign_again_at = time.monotonic() + seconds
 
     def start(self) -> None:
         """Load the model, then take part. Raises ModelRefused."""

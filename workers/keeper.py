@@ -18,6 +18,7 @@ from farm import schema
 from farm.broker import TASK, queue_of
 from farm.errors import ServerUnreachable
 from farm.ledger.upkeep import MOST, Dispatch, Upkeep
+from farm.logs import log_defect
 from farm.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -76,8 +77,8 @@ class Keeper:
                 log.warning("keeper_waits_for_server", error=str(error), wait_s=wait_s)
                 self._stopped.wait(wait_s)
                 wait_s = min(2.0, 2 * wait_s)
-            except Exception:
-                log.exception("keeper_failed")
+            except Exception as error:
+                log_defect(log, "keeper_failed", error)
                 self._stopped.wait(1.0)
 
     def _keep(self) -> bool:

@@ -34,9 +34,8 @@ class Lives:
         on_report: Callable[[Report], None],
         on_ready: Callable[[EngineProcess, Ready], None],
         on_lost: Callable[[EngineProcess, str], None],
-        on_refused: Callable[[str], None],
     ) -> None:
-        """on_lost: an engine that served is gone, for this reason.  on_refused: the model can't be served any more."""
+        """on_lost: an engine that served is gone, for this reason."""
         self.serving: EngineProcess | None = None
         """The engine that takes work, if there is one."""
         self.last_report = Report(0, 0, 0, [])
@@ -47,7 +46,6 @@ class Lives:
         self._on_report = on_report
         self._on_ready = on_ready
         self._on_lost = on_lost
-        self._on_refused = on_refused
         self._lock = threading.Lock()
         self._deaths = Deaths(settings.max_deaths, settings.respawn_cap_s)
         self._newest: EngineProcess | None = None
@@ -159,7 +157,11 @@ class Lives:
         self._deaths.died(why)
 
     def _start_again(self) -> None:
-        try:
-            self.start()
-        except ModelRefused as error:
-            self._on_refused(str(error))
+        while not self._ceasing.is_set():
+            try:
+                self.start()
+                return
+            except ModelRefused as error:
+                # It was served until now: a GPU gives the memory back a moment after its process is gone.
+                self._note_death(f"refused: {error}")
+                log.warning("engine_refused", error=str(error), deaths=self._deaths.count)

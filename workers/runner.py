@@ -16,6 +16,7 @@ from farm.contracts import JobState
 from farm.errors import LedgerTooNew, ServerUnreachable
 from farm.ledger.attempts import ENTRIES_PER_CALL, Attempts, Claim, Kept, ReleaseKind
 from farm.ledger.records import ModelFacts
+from farm.logs import log_defect
 from farm.results import JobError
 from farm.settings import Settings
 from workers.aboard import Aboard, Ending, order, outcome_of
@@ -60,7 +61,6 @@ class Runner:
             on_report=self._on_report,
             on_ready=self._on_ready,
             on_lost=self._on_lost,
-            on_refused=on_refused,
         )
         self._account = self.lives.account
 
@@ -217,8 +217,8 @@ class Runner:
             self._flush()
         except ServerUnreachable as error:
             log.warning("not_flushed", error=str(error))
-        except Exception:
-            log.exception("flush_failed")
+        except Exception as error:
+            log_defect(log, "flush_failed", error)
 
     def _flush(self) -> None:
         with self._telling:

@@ -8,7 +8,9 @@ and canvas work. Whatever a delivery can't use is dropped with ``Ignore``, which
 from __future__ import annotations
 
 import json
+import re
 import secrets
+from collections.abc import Mapping, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 REQUEUE_PAUSE_S = 2.0  # a server that is short of memory should not be asked all the time
 
 # What of a foreign message makes callbacks, groups and chords go on, by apply_async's names for them.
@@ -111,7 +114,7 @@ def _deliver(host: Host, task: Task[Any, Any], job_id: object, dispatch: object)
         _leave_to_others("job", job_id, None)
     if isinstance(claim, Refusal):
         if is_plain and claim.reason == "unknown":
-            raise GenerationFailed(f"job_gone: job {job_id[:64]!r} is not known here")
+            raise GenerationFailed(f"job_gone: job {_shown(job_id)} is not known here")
         return _stored_outcome(host, task, job_id) if is_plain and claim.reason == "ended" else _drop(claim.reason)
     waited_s = claim.age_s if claim.attempt == 1 else None
     ending = host.runner.run(claim)
@@ -166,13 +169,25 @@ def _adopt(host: Host, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict
         submission = host.jobs.place(request, job_id=task.request.id, plain=plain)
         [is_new] = host.jobs.submit([submission])
     except (ServerUnreachable, ServerFull, QueueFull, QuotaExceeded) as error:
-        host.pause(REQUEUE_PAUSE_S)
+        _put_off(host, task.request.delivery_info)
         raise Reject(error, requeue=True) from error
     except (InvalidRequest, IdempotencyConflict, DeadlineUnmeetable) as error:
         raise GenerationFailed(f"{error.code}: {error}") from None
     if is_new:
         raise Ignore
     return _stored_outcome(host, task, submission.id)
+
+
+def _put_off(host: Host, came_by: Mapping[str, object] | None) -> None:
+    """See that a foreign message which there is no room for comes back after a while only.
+
+    Others wait in the foreign queues meanwhile, so that jobs of the ledger have all threads. Only one that was sent to
+    a model's own queue has to be held back here.
+    """
+    if (came_by or {}).get("routing_key") in host.settings.broker.foreign_queues:
+        host.leave_foreign(REQUEUE_PAUSE_S)
+    else:
+        host.pause(REQUEUE_PAUSE_S)
 
 
 def _foreign_request(host: Host, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
@@ -206,12 +221,19 @@ def _leave_to_others(what: str, job_id: object, number: object) -> NoReturn:
     log.warning(
         "newer_schema_left_to_others",
         what=what,
-        job=str(job_id)[:64],
+        job=_shown(job_id),
         schema=number if isinstance(number, int) else None,
         known=schema.READS,
         remedy="run workers of the version that wrote it",
     )
     raise Ignore
+
+
+def _shown(job_id: object) -> str:
+    """What a stranger's message calls a job, for people: an id, or only what it is instead, for it may be a prompt."""
+    if isinstance(job_id, str) and _ID.match(job_id):
+        return job_id
+    return f"({type(job_id).__name__} of {len(job_id)})" if isinstance(job_id, Sized) else f"({type(job_id).__name__})"
 
 
 def _drop(reason: str) -> NoReturn:

@@ -7,10 +7,12 @@ import logging
 import os
 import pickle
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from celery import states
+from celery.events import EventReceiver
 from celery.events.state import Task
 from flower.events import Events, EventsState
 from flower.inspector import Inspector
@@ -19,6 +21,7 @@ from farm.flower.redaction import safe_event, safe_request
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 1.0
 HELD = ("active", "reserved", "scheduled")
 
 
@@ -44,11 +47,32 @@ class FarmState(EventsState):  # type: ignore[misc]
     Task = JobTask
 
     def event(self, event: dict[str, Any]) -> None:
-        """Take an event that is safe."""
-        super().event(event)
+        """Take an event that is safe. One that lacks what its kind has is dropped, and its content logged by nobody."""
+        try:
+            super().event(event)
+        except Exception as error:  # a stranger's event may hold anything
+            dropped(error)
         if len(self.counter) > self.max_workers_in_memory:
             for name in [name for name in self.counter if name not in self.workers]:
                 del self.counter[name]
+
+
+class Ear(EventReceiver):
+    """Receives events, and goes on after one that is none: whoever listens anew misses what comes meanwhile."""
+
+    def get_consumers(self, Consumer: Any, channel: Any) -> list[Any]:  # noqa: N803 (Celery names it)
+        """Celery's own, which don't quote what they can't decode."""
+        consumers: list[Any] = super().get_consumers(Consumer, channel)
+        for consumer in consumers:
+            consumer.on_decode_error = lambda _message, error: dropped(error)
+        return consumers
+
+    def _receive(self, body: Any, _message: Any, **_: Any) -> None:
+        for event in body if isinstance(body, list) else [body]:
+            try:
+                self.process(*self.event_from_message(event))
+            except Exception as error:  # a stranger's event may hold anything
+                dropped(error)
 
 
 class FarmEvents(Events):  # type: ignore[misc]
@@ -60,6 +84,16 @@ class FarmEvents(Events):  # type: ignore[misc]
         super().__init__(capp, io_loop, db=db, persistent=True, state_save_interval=round(save_s * 1000), **limits)
         if not isinstance(self.state, FarmState):
             self.state = FarmState(**limits)
+
+    def run(self) -> None:
+        """Listen, for as long as Flower runs."""
+        while True:
+            try:
+                with self.capp.connection() as connection:
+                    Ear(connection, handlers={"*": self.on_event}, app=self.capp).capture(limit=None, wakeup=True)
+            except Exception as error:
+                log.warning("not listening, trying again in %s s: %s", RETRY_S, type(error).__name__)
+                time.sleep(RETRY_S)
 
     def on_event(self, event: dict[str, Any]) -> None:
         super().on_event(safe_event(event))
@@ -89,6 +123,11 @@ class FarmInspector(Inspector):  # type: ignore[misc]
         if method in HELD and isinstance(response, list):
             response = [safe_request(request) for request in response if isinstance(request, dict)]
         super()._on_update(workername, method, response)
+
+
+def dropped(error: Exception) -> None:
+    """Note that an event was of no use."""
+    log.debug("an event was dropped: %s", type(error).__name__)
 
 
 def save(path: Path, state: FarmState) -> None:

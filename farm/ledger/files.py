@@ -164,13 +164,12 @@ class Files:
 
         Raises FileNotFound, FileInUse.
         """
-        self.get(file_id, tenant)
+        path = self.get(file_id, tenant).path
         answer = self._jobs.scripts.call("file_drop", file_id, tenant, "")
         if answer[0] == "used":
             raise FileInUse(f"file {file_id} is the input of a batch that has not ended; cancel that or wait for it")
-        if answer[0] == "unknown":
-            raise unknown(file_id)
-        return str(answer[1])
+        # One that was there and is gone is forgotten, also if an answer was lost and the script ran twice.
+        return path
 
     # What is to be deleted.
 

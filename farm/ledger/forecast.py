@@ -1,4 +1,4 @@
-"""When a queued job may end: its place in line, and the measured pace of its model. Knows no server.
+"""When a queued job may end, and when a queue is empty, by the measured pace of the model. Knows no server.
 
 An estimate leans to the early side: it takes for granted that more sequences at once do not slow each other down. So a
 deadline that it says is missed can hardly be met.
@@ -6,12 +6,14 @@ deadline that it says is missed can hardly be met.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # A deadline is refused only if the estimate is twice as long, the pace was told from at least so many jobs, and the
 # last of them ended within a minute or two of their usual times: when everything is refused nothing is measured any
 # more, and an old pace must not shut the farm.
 MARGIN = 2.0
+FEW_JOBS = 2  # a pace is told from more than so many, as in position.lua
 MEASURED_JOBS = 8
 FRESH_S = 60.0
 
@@ -67,6 +69,19 @@ class Standing:
         if eta_s is None or not self.pace.is_reliable or eta_s <= MARGIN * deadline_s:
             return None
         return eta_s
+
+
+def empty_in_s(waiting: int, slots: int, rate: Mapping[str, str | float]) -> float | None:
+    """Seconds until so many jobs of a model wait no more: each as long in one of its slots as jobs of late.
+
+    rate: the key of that name. 0 when none waits; None while nobody works or too little was measured.
+    """
+    if waiting <= 0:
+        return 0.0
+    jobs = float(rate.get("jobs", 0))
+    if not slots or jobs <= FEW_JOBS:
+        return None
+    return round(waiting * float(rate["slot_ms"]) / jobs / slots / 1000, 3)
 
 
 def read(answer: tuple[list[int], list[str], list[int], list[list[str | int]]]) -> list[Standing]:

@@ -10,6 +10,7 @@ import redis
 
 from farm.connection import our_errors
 from farm.contracts import PRIORITIES
+from farm.ledger.forecast import empty_in_s
 from farm.ledger.jobs import Jobs
 
 ALL = "(all)"
@@ -17,15 +18,13 @@ ALL = "(all)"
 NAMED_TENANTS = 50
 OTHERS = "(other)"
 """Stands for all tenants that are not named; no tenant's name holds a bracket."""
-FEW_JOBS = 2  # a pace is told from more than so many finished jobs, as in position.lua
 
 
 @dataclass(frozen=True, slots=True)
 class ModelGauges:
     """One model. ``depth`` counts the jobs that wait by priority, ``age_s`` is how long the oldest of each has waited.
 
-    in_state: jobs queued, dispatched and running. eta_s: when the queue may be empty by the measured pace; None while
-    that is unknown.
+    in_state: jobs queued, dispatched and running. eta_s: until none waits: see forecast.empty_in_s.
     """
 
     name: str
@@ -88,23 +87,17 @@ def _memory(jobs: Jobs) -> tuple[int | None, int | None]:
 
 
 def _model(name: str, seen: Mapping[str, Mapping[str, float]]) -> ModelGauges:
+    slots = int(seen["slots"])  # type: ignore[call-overload]
+    in_state = {state: int(seen["counts"].get(state, 0)) for state in ("queued", "dispatched", "running")}
     depth: dict[str, int] = {level: max(0, int(seen["depth"].get(level, 0))) for level in PRIORITIES}
     return ModelGauges(
         name=name,
-        slots=int(seen["slots"]),  # type: ignore[call-overload]
+        slots=slots,
         depth=depth,
         age_s={level: max(0.0, seen["age_ms"].get(level, 0) / 1000) if depth[level] else 0.0 for level in PRIORITIES},
-        in_state={state: int(seen["counts"].get(state, 0)) for state in ("queued", "dispatched", "running")},
-        eta_s=_eta_s(sum(depth.values()), int(seen["slots"]), seen["rate"]),  # type: ignore[call-overload]
+        in_state=in_state,
+        eta_s=empty_in_s(in_state["queued"] + in_state["dispatched"], slots, seen["rate"]),
     )
-
-
-def _eta_s(waiting: int, slots: int, rate: Mapping[str, float]) -> float | None:
-    """Jobs that wait, at so many at once, each as long in its slot as jobs of late."""
-    jobs = rate.get("jobs", 0.0)
-    if not slots or jobs <= FEW_JOBS:
-        return None
-    return waiting * rate["slot_ms"] / jobs / slots / 1000
 
 
 def _kind(line: str) -> tuple[str, str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 from farm import keys
 from farm.connection import our_errors
 from farm.contracts import PRIORITIES
+from farm.ledger.forecast import empty_in_s
 from farm.ledger.jobs import Jobs
 
 
@@ -16,7 +17,7 @@ from farm.ledger.jobs import Jobs
 class ModelLoad:
     """Jobs of one model. ``queued`` is by priority, ``delayed`` wait for a retry, ``dispatched`` are messages.
 
-    eta_s: until none waits, by how long the latest jobs held a slot; None while nobody can know.
+    eta_s: until none waits: see forecast.empty_in_s.
     """
 
     model: str
@@ -148,18 +149,10 @@ def _loads(jobs: Jobs, names: list[str], workers: list[WorkerView], now_ms: int)
                 running=int(counts.get("running", 0)),
                 slots=slots,
                 per_s=_decayed(rate, now_ms),
-                eta_s=_eta_s(rate, waiting, slots),
+                eta_s=empty_in_s(waiting, slots, rate),
             )
         )
     return loads
-
-
-def _eta_s(rate: dict[str, str], waiting: int, slots: int) -> float | None:
-    """How long the slots need for what waits."""
-    jobs, slot_ms = float(rate.get("jobs", 0)), float(rate.get("slot_ms", 0))
-    if not waiting:
-        return 0.0
-    return round(waiting * slot_ms / jobs / 1000 / slots, 1) if jobs and slots else None
 
 
 def _decayed(rate: dict[str, str], now_ms: int) -> float:

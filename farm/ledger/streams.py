@@ -21,6 +21,7 @@ from farm.connection import connect, our_errors
 from farm.errors import FarmError, ServerUnreachable
 from farm.ledger.jobs import Jobs
 from farm.ledger.watch import Watch, Watchers
+from farm.logs import origin
 from farm.patience import FIRST_PAUSE_S, longer
 
 ENTRIES_PER_READ = 1_000
@@ -134,7 +135,7 @@ class Reader:
                 if not self._jobs.has_answered:
                     self._watchers.fail(error, watches)
             except Exception as error:
-                log.exception("asking for jobs failed")
+                log.error("asking for jobs failed: %s", origin(error))  # noqa: TRY400 (its text may hold an answer)
                 self._watchers.fail(FarmError(f"waiting failed: {error}"), watches)
             for _, asked in questions:
                 if asked is not None:
@@ -159,7 +160,7 @@ class Reader:
                     return
         except Exception as error:
             # Waiters must hear of it: nobody else will wake them. Those who come now get another thread.
-            log.exception("the reader of events failed")
+            log.error("the reader of events failed: %s", origin(error))  # noqa: TRY400
             with self._lock:
                 self._thread = None
             self._watchers.fail(FarmError(f"waiting failed: {error}"))

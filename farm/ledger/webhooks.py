@@ -22,6 +22,7 @@ from farm.settings import WebhooksSettings
 
 LANE_SHARE, TENANT_SHARE = 8, 4
 OLD_SECRET_S = 86_400  # receivers have a day to learn a new one
+MOST_OLD_SECRETS = 4  # each signs every call
 JITTER = 0.2
 MARGIN_MS = 60_000  # the last try must find its job still there
 Outcome = Literal["delivered", "refused", "retry"]
@@ -41,8 +42,10 @@ class Due:
 
     @property
     def message_id(self) -> str:
-        """The same for every try to tell of one end."""
-        return f"{self.member.replace(':', '_')}_{self.event}"
+        """The same for every try to tell of one end: job_<id>_<event> or batch_<hex>_<event>."""
+        kind, _, item_id = self.member.partition(":")
+        name = item_id if item_id.startswith(f"{kind}_") else f"{kind}_{item_id}"
+        return f"{name}_{self.event}"
 
 
 class Outbox:
@@ -106,27 +109,28 @@ class WebhookSecrets:
         self._jobs = jobs
 
     def of(self, tenant: str) -> list[str]:
-        """The secrets to sign with, the latest first; a tenant without any gets one."""
+        """The secrets to sign with, the latest first, then those whose day has not passed. None yet: one is made."""
         check_name(tenant)
         with our_errors(self._jobs.where), self._jobs.client.pipeline(transaction=False) as pipe:
             pipe.hget(keys.WEBHOOK_SECRETS, tenant)
             pipe.time()
             record, clock = pipe.execute()
             if record is None:
-                self._jobs.client.hsetnx(keys.WEBHOOK_SECRETS, tenant, json.dumps({"secret": _new_secret()}))
+                self._jobs.client.hsetnx(keys.WEBHOOK_SECRETS, tenant, json.dumps({"secret": new_secret()}))
                 record = self._jobs.client.hget(keys.WEBHOOK_SECRETS, tenant)
         body = json.loads(record)
-        has_old = body.get("old") and clock[0] < body["old_until"]
-        return [body["secret"], body["old"]] if has_old else [body["secret"]]
+        before = [(body["old"], body["old_until"]), *body.get("older", ())] if "old" in body else []
+        return [body["secret"], *(secret for secret, until in before if clock[0] < until)]
 
-    def rotate(self, tenant: str) -> str:
-        """Give a tenant a new secret; the one before signs beside it for a day. Returns the new one."""
-        [old, *_] = self.of(tenant)
-        new = _new_secret()
-        with our_errors(self._jobs.where):
-            until = self._jobs.client.time()[0] + OLD_SECRET_S
-            record = {"secret": new, "old": old, "old_until": until}
-            self._jobs.client.hset(keys.WEBHOOK_SECRETS, tenant, json.dumps(record))
+    def rotate(self, tenant: str, secret: str | None = None) -> str:
+        """Give a tenant a new secret; those before it sign beside it, each for a day. Returns the new one.
+
+        secret: the new one; who says it can repeat a call whose answer was lost, and changes nothing by that. A change
+        that is made anew instead takes nothing from receivers either: what they have still signs.
+        """
+        check_name(tenant)
+        new = secret or new_secret()
+        self._jobs.scripts.call("webhook_rotate", tenant, new, OLD_SECRET_S, MOST_OLD_SECRETS)
         return new
 
 
@@ -136,5 +140,6 @@ def pause_s(settings: WebhooksSettings, tries: int) -> float:
     return wait_s * random.uniform(1 - JITTER, 1 + JITTER)
 
 
-def _new_secret() -> str:
+def new_secret() -> str:
+    """A secret that nobody can guess, as Standard Webhooks write one."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()

@@ -11,6 +11,7 @@ import redis
 from farm import Farm
 from farm.connection import connect
 from farm.errors import ServerUnreachable
+from farm.ledger.files import FileNotFound, Files
 from farm.ledger.jobs import Jobs
 from farm.ledger.scripts import NAMES, sha, source
 from farm.local.server import EmbeddedServer
@@ -90,6 +91,19 @@ def test_a_client_repeats_a_broken_submission_itself(proxy: FaultProxy, client: 
         fault(matching=sha("cancel").encode())
         assert job.cancel() == "cancelled"
         assert client.hget("{farm}:totals", "cancelled") == "1"
+
+
+def test_a_file_whose_deletion_is_repeated_is_deleted(proxy: FaultProxy) -> None:
+    """A reply lost on the way costs its caller nothing: the file was there, and it is gone."""
+    jobs = Jobs(load_settings(redis={"url": proxy.url}))
+    files = Files(jobs)
+    files.add("file-1", "ann", "files/1", filename="a", purpose="batch", size=9)
+    proxy.drop_next_reply(matching=sha("file_drop").encode())
+    assert files.drop("file-1", "ann") == "files/1"
+    assert proxy.counts.replies_dropped == 1
+    with pytest.raises(FileNotFound):
+        files.drop("file-1", "ann")
+    jobs.client.close()
 
 
 def test_a_worker_that_loses_a_reply_of_every_kind_wastes_no_attempt(

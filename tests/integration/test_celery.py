@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from celery.exceptions import TaskRevokedError
 from kombu import Connection
 
 from farm import keys
-from farm.contracts import JobState
+from farm.contracts import JobState, Request
 from farm.ledger.jobs import Jobs
 from farm.ledger.tenants import Tenants
 from tests.conftest import wait_until
@@ -96,6 +97,26 @@ def test_bad_foreign_request_fails_at_once(start_worker: StartWorker, foreign_ap
     ):
         with pytest.raises(Exception, match=message):
             foreign_app.send_task("farm.generate", kwargs=kwargs).get(timeout=30)
+
+
+def test_foreign_messages_without_room_hold_up_no_job(
+    jobs: Jobs, start_worker: StartWorker, foreign_app: Celery
+) -> None:
+    """While the ledger has no room for them, its jobs go on as if they were not there; then they are answered."""
+    Tenants(jobs).change("default", limits={"queued_jobs": 30})
+    blockers = submit(jobs, 30, model="nobody/serves-this")
+    start_worker("w1", ENGINE__MAX_SLOTS=2)
+    with _events(foreign_app) as seen:
+        foreign = [foreign_app.send_task("farm.generate", args=[f"p{n}"], kwargs={"max_tokens": 2}) for n in range(20)]
+        wait_until(lambda: any(event["type"] == "task-rejected" for event in seen), why="one of them to be refused")
+        began = time.monotonic()
+        for number in range(10):
+            placed = jobs.place(Request(prompt=f"mine {number}", max_tokens=2), tenant="ann")
+            jobs.submit([placed])
+            wait_for_all(jobs, [placed.id])
+        assert time.monotonic() - began < 8.0
+    jobs.cancel(blockers)
+    assert [result.get(timeout=30)["usage"]["completion_tokens"] for result in foreign] == [2] * 20
 
 
 def test_nothing_private_in_events_or_logs(jobs: Jobs, start_worker: StartWorker, foreign_app: Celery) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.compare.plan import CASES
+from benchmarks.workload import save_bloom
 from farm import keys
 from farm.contracts import JobState
 from farm.ledger.jobs import Jobs
@@ -132,6 +134,22 @@ def test_an_engine_that_never_starts_is_shown(jobs: Jobs, tmp_path: Path) -> Non
         worker.process.terminate()
         assert worker.wait() == 0
         assert "Traceback" not in worker.log
+
+
+def test_a_model_that_is_away_for_a_moment_ends_no_worker(
+    jobs: Jobs, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """What was served once and can't be loaded again is tried until it can: the worker says so and stays."""
+    folder, away = tmp_path / "model", tmp_path / "away"
+    save_bloom(folder, CASES["tiny"].config)
+    worker = start_worker("w1", ENGINE__KIND="bloom", MODEL__ID=folder, TELEMETRY__PORT=free_port())
+    wait_until(lambda: worker.ready() == "ready", why="the worker to be ready")
+    folder.rename(away)
+    worker.engine.kill()
+    wait_until(lambda: "refused: " in worker.ready(), why="the reason at /readyz")
+    assert str(folder) in worker.ready()
+    away.rename(folder)
+    wait_until(lambda: worker.ready() == "ready", why="the worker to recover")
 
 
 def test_a_hung_engine_is_killed_while_nothing_runs(jobs: Jobs, start_worker: StartWorker) -> None:

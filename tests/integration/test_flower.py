@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -97,6 +99,46 @@ def test_nothing_private_is_anywhere(
     flower.stop()
     everything = json.dumps(told) + flower.log + flower.db.read_bytes().decode("latin-1")
     assert [word for word in words if word in everything] == []
+
+
+def test_what_is_no_event_costs_no_event(start_flower: StartFlower, foreign_app: Celery) -> None:
+    """Whatever strangers send to where events go, events right after it are heard, and no word of it is logged."""
+    flower = start_flower()
+    exchange = foreign_app.events.Dispatcher(enabled=False).exchange
+    nonsense = [
+        {},
+        7,
+        [],
+        [7, {"type": 7}],
+        {"type": "task-received", "clock": "x"},
+        {"type": 7, "args": SECRET},
+        {"type": "task-sent"},
+        "type",
+        None,
+    ]
+    told = []
+    with foreign_app.connection() as connection, connection.Producer() as producer:
+
+        def publish(body: object, kind: str = "task.multi", **how: Any) -> None:
+            producer.publish(body, exchange=exchange, declare=[exchange], routing_key=kind, **how)
+
+        def event(name: str) -> dict[str, object]:
+            about = {"uuid": name, "name": "other.task", "hostname": "w9@there", "timestamp": time.time()}
+            return {"type": "task-received", **about, "utcoffset": 0, "pid": 1, "clock": 100}
+
+        def is_listening() -> bool:
+            publish([event("before")])
+            return "before" in flower.tasks()
+
+        wait_until(is_listening, why="Flower to listen")
+        publish(SECRET.encode(), content_type="application/x-python-serialize", content_encoding="binary")
+        for number, wrong in enumerate(nonsense):
+            publish(wrong)
+            told.append(f"after-{number}")
+            publish([wrong, event(told[-1])])
+        wait_until(lambda: told[-1] in flower.tasks(), why="the last of them to be heard")
+    assert set(told) <= flower.tasks().keys()
+    assert SECRET not in flower.log
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -201,6 +202,25 @@ def test_an_endless_answer_is_not_read(jobs: Jobs) -> None:
     with Receiver(answer=gush) as receiver, sending(jobs):
         [job] = ended(jobs, receiver.url)
         assert wait_for(jobs, job, "delivered").calls[-1].duration_s < 2
+
+
+@pytest.mark.parametrize(("answers", "status"), [(5, 204), (math.inf, None)])
+def test_provisional_answers_are_borne_up_to_a_limit(jobs: Jobs, answers: float, status: int | None) -> None:
+    """A receiver may say 100 Continue before its status. One that says nothing else is left at once, and does not keep
+    the sender from the others."""
+
+    def go_on(handler: BaseHTTPRequestHandler) -> None:
+        said = 0
+        while said < answers:
+            said += handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n") > 0
+        handler.send_response(204)
+        handler.end_headers()
+
+    with Receiver(answer=go_on) as receiver, sending(jobs, timeout_s=20.0, retry_base_s=60.0):
+        [job] = ended(jobs, receiver.url)
+        wait_until(lambda: hook(jobs, job).calls, why="the call to end")
+        [call] = hook(jobs, job).calls
+    assert (call.status, call.error) == (status, None if status else "the answer broke off or is no HTTP")
 
 
 # One call, with a resolver of the test's own.

@@ -34,14 +34,14 @@ RUNS = {
         (*CLIENT, "keyring.py", "overview.py", "tenants.py", "files.py", "batches.py", "gauges.py"),
     ),
     "worker": (
-        set(scripts.NAMES) - {"pieces", "take", "revive", "purge"} - KEEPING_FILES | {"file_drop"},
+        set(scripts.NAMES) - {"pieces", "take", "revive", "purge", "webhook_rotate"} - KEEPING_FILES | {"file_drop"},
         (
             *("jobs.py", "upkeep.py", "attempts.py", "../../workers/host.py"),
             *("streams.py", "watch.py", "driving.py", "batches.py", "files.py", "webhooks.py", "gauges.py"),
         ),
     ),
     "operator": (
-        {"cancel", "revive", "purge"},
+        {"cancel", "revive", "purge", "webhook_rotate"},
         ("jobs.py", "dead.py", "keyring.py", "overview.py", "tenants.py", "usage.py", "webhooks.py"),
     ),
     "monitor": (set[str](), ("overview.py", "usage.py")),

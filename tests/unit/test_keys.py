@@ -22,7 +22,7 @@ TYPES = {
 DECLARED = {key.name.split(":")[0]: key for key in keys.KEYS}
 BUILDERS = {"key_job": "job", "key_out": "out", "key_history": "history", "key_queue": "queue", "key_lanes": "lanes"}
 BUILDERS |= {"key_hooks": "hooks", "key_batch": "batch", "key_parts": "batch_parts", "key_batches": "batches"}
-BUILDERS |= {"key_file": "file", "key_files": "files"}
+BUILDERS |= {"key_file": "file", "key_files": "files", "key_hook_lanes": "hook_lanes"}
 BUILDERS |= {"key_worker": "worker", "key_held": "held", "key_jobs": "jobs", "key_usage": "usage"}
 ALL = [*scripts.NAMES, *(f"shared/{part}" for part in scripts.SHARED)]
 
@@ -47,7 +47,7 @@ def test_every_key_that_a_script_builds_is_declared(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_commands_fit_the_types_declared(name: str) -> None:
     """A script uses hash commands on hashes, list commands on lists, and so on."""
-    calls = re.findall(r"redis\.call\('([A-Z]+)', (?:P \.\. '([a-z_]+)|(key_[a-z]+))", scripts.text_of(name))
+    calls = re.findall(r"redis\.call\('([A-Z]+)', (?:P \.\. '([a-z_]+)|(key_[a-z_]+))", scripts.text_of(name))
     for command, word, builder in calls:
         if command in TYPES:
             assert DECLARED[word or BUILDERS[builder]].type == TYPES[command], f"{name}.lua: {command} {word}{builder}"
@@ -64,7 +64,7 @@ def test_heads_list_all_that_a_script_touches_itself(name: str) -> None:
     """A script names no key in its own body that its head leaves out."""
     text = scripts.text_of(name)
     body = "\n".join(line.partition("--")[0] for line in text.splitlines())
-    own = set(re.findall(r"P \.\. '([a-z_]+)", body)) | {BUILDERS[b] for b in re.findall(r"(key_[a-z]+)\(", body)}
+    own = set(re.findall(r"P \.\. '([a-z_]+)", body)) | {BUILDERS[b] for b in re.findall(r"(key_[a-z_]+)\(", body)}
     inherits = "what a" in text
     assert own <= touched(name) | ({"job", "out", "history", "totals", "counts"} if inherits else set())
 
@@ -84,6 +84,7 @@ def test_helpers_spell_the_names_of_the_list() -> None:
         keys.usage("t", "2026-11-23"),
         keys.used("2026-11-23"),
         keys.hooks("t:r"),
+        keys.hook_lanes("t"),
         keys.file("x"),
         keys.files("t"),
         keys.batch("x"),

@@ -10,7 +10,6 @@ import os
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
@@ -110,8 +109,8 @@ def _read(connection: Connection, commands: queue.SimpleQueue[Command]) -> None:
             commands.put(message)
     except (EOFError, OSError):
         pass
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        logs.log_defect(log, "worker_spoke_nonsense", error)
         status = 1
     os._exit(status)
 

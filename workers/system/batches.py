@@ -18,6 +18,7 @@ from farm.ledger.driving import Drive, Driving, LeaseLost
 from farm.ledger.files import Files
 from farm.ledger.jobs import Jobs
 from farm.ledger.streams import Reader
+from farm.logs import log_defect
 from farm.prompts import PromptCheck
 from workers.system.batch_run import BatchRun, Workshop
 from workers.system.hold import Hold, TurnOver
@@ -75,8 +76,8 @@ class BatchDriver:
                 self._take()
             except ServerUnreachable as error:
                 log.warning("batches_wait_for_server", error=str(error))
-            except Exception:
-                log.exception("batch_driver_failed")
+            except Exception as error:
+                log_defect(log, "batch_driver_failed", error)
             self._stopped.wait(min(LOOK_S, self._keep_s))
 
     def _keep(self) -> None:
@@ -108,8 +109,8 @@ class BatchDriver:
         except (StoreUnavailable, ServerFull) as error:
             log.warning("batch_waits_for_room", batch=drive.id, error=str(error))
             wait_s = ROOM_PAUSE_S
-        except Exception:
-            log.exception("batch_failed", batch=drive.id)
+        except Exception as error:
+            log_defect(log, "batch_failed", error, batch=drive.id)
             wait_s = BUG_PAUSE_S
             self._note_fault(drive)
         finally:

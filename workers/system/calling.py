@@ -10,12 +10,14 @@ import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 import httpcore2
 
 from farm.egress import Egress, Target, TargetRefused, parse_target
 
 MOST_ADDRESSES = 3
+MOST_ANSWER_BYTES = 16_384  # a status and its headers; provisional answers (1xx) before it count too
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,35 @@ class Caller:
                 return Called(answer.status, None, _retry_after_s(answer.headers))
 
 
+class _Brief(httpcore2.AsyncNetworkStream):
+    """A connection of which only so much is read: whoever sends more before a status has none."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._left = MOST_ANSWER_BYTES
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if not self._left:
+            raise httpcore2.ReadError("its answer has no end")
+        data = await self._stream.read(min(max_bytes, self._left), timeout)
+        self._left -= len(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.AsyncNetworkStream:
+        return _Brief(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
 class _Pinned(httpcore2.AsyncNetworkBackend):
     """Connects to addresses that were checked, whatever the name resolves to by now."""
 
@@ -85,12 +116,22 @@ class _Pinned(httpcore2.AsyncNetworkBackend):
         del host, timeout
         for address in self._addresses[:-1]:
             try:
-                return await self._plain.connect_tcp(
+                return await self._connect(
                     address, port, self._timeout_s / len(self._addresses), local_address, socket_options
                 )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 continue
-        return await self._plain.connect_tcp(self._addresses[-1], port, self._timeout_s, local_address, socket_options)
+        return await self._connect(self._addresses[-1], port, self._timeout_s, local_address, socket_options)
+
+    async def _connect(
+        self,
+        address: str,
+        port: int,
+        timeout_s: float,
+        local_address: str | None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None,
+    ) -> httpcore2.AsyncNetworkStream:
+        return _Brief(await self._plain.connect_tcp(address, port, timeout_s, local_address, socket_options))
 
 
 def _reason(cause: object) -> str:

@@ -10,6 +10,7 @@ from farm.errors import FarmError
 from farm.file_store import open_store
 from farm.ledger.files import Files
 from farm.ledger.jobs import Jobs
+from farm.logs import log_defect
 
 log = structlog.get_logger(__name__)
 
@@ -40,8 +41,8 @@ class Janitor:
                     continue
             except FarmError as error:
                 log.warning("files_not_deleted", error=str(error))
-            except Exception:
-                log.exception("janitor_failed")
+            except Exception as error:
+                log_defect(log, "janitor_failed", error)
             self._stopped.wait(LOOK_S)
 
     def clean(self) -> bool:

@@ -25,6 +25,7 @@ from farm.errors import FarmError
 from farm.ledger.batches import Batches
 from farm.ledger.jobs import Jobs
 from farm.ledger.webhooks import Due, Outbox, Outcome, WebhookSecrets
+from farm.logs import log_defect
 from workers.system.calling import Called, Caller
 
 log = structlog.get_logger(__name__)
@@ -70,8 +71,8 @@ class WebhookSender:
             while not self._stopped.is_set():
                 try:
                     asyncio.run(self._send(names.pool, ledger.pool))
-                except Exception:
-                    log.exception("webhook_sender_failed")
+                except Exception as error:
+                    log_defect(log, "webhook_sender_failed", error)
                     self._busy.clear()
                     self._stopped.wait(OUTAGE_S)
 
@@ -112,8 +113,8 @@ class WebhookSender:
         except FarmError as error:
             # It is taken up again when the hold on it ends.
             log.warning("webhook_waits_for_server", about=due.member, error=str(error))
-        except Exception:
-            log.exception("webhook_failed", about=due.member)
+        except Exception as error:
+            log_defect(log, "webhook_failed", error, about=due.member)
         finally:
             self._busy[due.lane] -= 1
             if not self._busy[due.lane]:

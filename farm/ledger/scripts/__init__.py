@@ -43,6 +43,7 @@ NAMES = (
     "forget",
     "webhook_take",
     "webhook_note",
+    "webhook_rotate",
     "file_add",
     "file_drop",
     "batch_add",

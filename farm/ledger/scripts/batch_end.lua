@@ -1,4 +1,5 @@
--- End a batch: the one write of its outcome, with the files that hold it. A repetition gets the same answer.
+-- End a batch: the one write of its outcome, with the files that hold it. Who was told that it is being cancelled sees it
+-- cancelled, however far it came. A repetition gets the same answer.
 -- Touches: batch:, batch_parts:, batches:, batches_due, batches_open, file:, files:, file_bytes, files_due, files_trash, totals, and
 --   what an end touches.
 -- ARGV: id, nonce, status, retention ms, path of its parts, number of fields and values, these, then for each file: its
@@ -9,6 +10,7 @@ local key = key_batch(id)
 local seen = redis.call('HMGET', key, 'nonce', 'status', 'tenant', 'input', 'webhook', 'finished')
 if seen[1] ~= ARGV[2] then return {'lost'} end
 if seen[6] then return {'ok'} end
+if seen[2] == 'cancelling' then status = 'cancelled' end
 local tenant = seen[3]
 if n > 0 then redis.call('HSET', key, unpack(ARGV, 7, 6 + n)) end
 for i = 7 + n, #ARGV, 7 do

@@ -1,11 +1,12 @@
 -- Note how a call of a webhook went, and when to try again. Only the call that was made last counts, unless it succeeded;
 -- a repetition finds that the call is noted.
--- Touches: webhooks, hooks:, hooks_waiting, job:, batch:, totals.
+-- Touches: webhooks, hook_tenants, hook_lanes:, hooks:, hooks_waiting, job:, batch:, totals.
 -- ARGV: job:<id> or batch:<id>, lane, number of its end, the sender's token for that call, delivered | refused | retry,
 --   ms until the next try, ms after the end at which to give up, the call as JSON without its time.
 -- Returns the state that it is in: pending, delivered, failed, or '' when there was nothing to note.
 local member, lane, token, outcome = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
 local kind, id = string.match(member, '^(%a+):(.*)$')
+local tenant = string.match(lane, '^[^:]*')
 local key = key_job(id)
 if kind == 'batch' then key = key_batch(id) end
 local seen = redis.call('HMGET', key, 'finished', 'hook_state', 'hook_token', 'hook_log', 'hook_event')
@@ -27,10 +28,10 @@ redis.call('HSET', key, 'hook_state', state, 'hook_log', cjson.encode(log))
 redis.call('HDEL', key, 'hook_token')
 if state == 'pending' then
   redis.call('ZADD', key_hooks(lane), again, member)
-  redis.call('ZADD', P .. 'webhooks', 'LT', again, lane)
+  list_lane(lane, tenant, again)
 else
   redis.call('DECRBY', P .. 'hooks_waiting', redis.call('ZREM', key_hooks(lane), member))
-  if redis.call('EXISTS', key_hooks(lane)) == 0 then redis.call('ZREM', P .. 'webhooks', lane) end
+  strike_lane(lane, tenant)
   total('webhooks:' .. state)
 end
 return state

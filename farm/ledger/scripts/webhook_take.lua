@@ -1,13 +1,17 @@
 -- Take webhooks that are due, for a sender that calls them now. Those of one tenant and receiver stand in one lane; one
 -- lane and one tenant get so many calls at once and no more, so that a receiver that is slow delays nobody else's.
+-- Tenants have turns, and the lanes of a tenant: who was looked at goes behind the others that are due. A tenant without
+-- room is passed over, however many lanes it has.
+-- `webhooks` has every lane a minute late: a version that knows no turns lists lanes there alone, and takes from there.
 -- Who is not heard of again loses what it took after `hold`. Repeating it takes others.
--- Touches: webhooks, hooks:, hooks_waiting, job:, batch:.
+-- Touches: webhooks, hook_tenants, hook_lanes:, hooks:, hooks_waiting, job:, batch:.
 -- ARGV: the sender's token for this call, hold ms, most to take, most at once of a lane, most at once of a tenant, then
 --   the lanes that the sender is busy with, each with the number of its calls.
 -- Returns for each: job:<id> or batch:<id>, tenant, url, number of its end, how often it was tried before, lane.
 local token, hold, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local most_of_lane, most_of_tenant = tonumber(ARGV[4]), tonumber(ARGV[5])
-local LOOK = 64 -- lanes a call
+local LOOK = 64 -- tenants a call, lanes a call, and lanes that the sweep finds a call
+local LANES = 16 -- of a tenant a call; of those, its share of calls can fill three
 local answer, of_lane, of_tenant = {}, {}, {}
 local function tenant_of(lane) return string.match(lane, '^[^:]*') end
 for i = 6, #ARGV, 2 do
@@ -15,6 +19,9 @@ for i = 6, #ARGV, 2 do
   of_lane[ARGV[i]] = calls
   of_tenant[tenant] = (of_tenant[tenant] or 0) + calls
 end
+
+local function due(key, count) return redis.call('ZRANGEBYSCORE', key, '-inf', NOW, 'LIMIT', 0, count) end
+local function first_of(key) return tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]) end
 
 local function take(lane, tenant, member)
   local kind, id = string.match(member, '^(%a+):(.*)$')
@@ -33,21 +40,40 @@ local function take(lane, tenant, member)
   return 1
 end
 
-local taken = 0
-for _, lane in ipairs(redis.call('ZRANGEBYSCORE', P .. 'webhooks', '-inf', NOW, 'LIMIT', 0, LOOK)) do
-  local tenant = tenant_of(lane)
-  local room = math.min(most - taken, most_of_lane - (of_lane[lane] or 0), most_of_tenant - (of_tenant[tenant] or 0))
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', key_hooks(lane), '-inf', NOW, 'LIMIT', 0, math.max(0, room))) do
-    local one = take(lane, tenant, member)
-    taken, of_tenant[tenant] = taken + one, (of_tenant[tenant] or 0) + one
-  end
-  local first = redis.call('ZRANGE', key_hooks(lane), 0, 0, 'WITHSCORES')
-  if not first[2] then
-    redis.call('ZREM', P .. 'webhooks', lane)
+for _, lane in ipairs(due(P .. 'webhooks', LOOK)) do
+  local first = first_of(key_hooks(lane))
+  if first then
+    local at = math.max(first, NOW)
+    list_lane(lane, tenant_of(lane), at)
+    redis.call('ZADD', P .. 'webhooks', at + SWEEP, lane)
   else
-    -- A lane that has more than it may send steps back, so that it hides no other one.
-    redis.call('ZADD', P .. 'webhooks', math.max(tonumber(first[2]), NOW + 50), lane)
+    strike_lane(lane, tenant_of(lane))
   end
-  if taken >= most then break end
+end
+
+local taken, looks = 0, LOOK
+for _, tenant in ipairs(due(P .. 'hook_tenants', LOOK)) do
+  local room = math.min(most - taken, most_of_tenant - (of_tenant[tenant] or 0))
+  if room > 0 then
+    for _, lane in ipairs(due(key_hook_lanes(tenant), math.min(looks, LANES))) do
+      local count = math.min(room, most_of_lane - (of_lane[lane] or 0))
+      for _, member in ipairs(count > 0 and due(key_hooks(lane), count) or {}) do
+        local one = take(lane, tenant, member)
+        taken, room = taken + one, room - one
+      end
+      local first = first_of(key_hooks(lane))
+      if first then redis.call('ZADD', key_hook_lanes(tenant), math.max(first, NOW + 1), lane) end
+      strike_lane(lane, tenant)
+      looks = looks - 1
+      if room == 0 then break end
+    end
+    local first = first_of(key_hook_lanes(tenant))
+    if first then
+      redis.call('ZADD', P .. 'hook_tenants', math.max(first, NOW + 1), tenant)
+    else
+      redis.call('ZREM', P .. 'hook_tenants', tenant)
+    end
+  end
+  if taken >= most or looks == 0 then break end
 end
 return answer

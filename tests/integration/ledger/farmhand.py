@@ -25,9 +25,9 @@ FACTS = ModelFacts(MODEL, 2048, 512, "f00d", "/nowhere")
 _LATER = """
 local P, ms = KEYS[1], tonumber(ARGV[1])
 local zsets = {'running', 'dispatched', 'delayed', 'deadlines', 'finished', 'undelivered', 'dead', 'workers',
-  'webhooks', 'files_due', 'files_trash', 'batches_due'}
+  'webhooks', 'hook_tenants', 'files_due', 'files_trash', 'batches_due'}
 for i, name in ipairs(zsets) do zsets[i] = P .. name end
-for _, family in ipairs({'hooks:*', 'files:*', 'batches:*'}) do
+for _, family in ipairs({'hooks:*', 'hook_lanes:*', 'files:*', 'batches:*'}) do
   for _, key in ipairs(redis.call('KEYS', P .. family)) do zsets[#zsets + 1] = key end
 end
 for _, key in ipairs(zsets) do
@@ -347,6 +347,9 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
         assert {level: int(count) for level, count in levels.items() if int(count)} == at, "depth is miscounted"
     hooks = sum(len(members) for members in family("hooks").values())
     assert int(get("hooks_waiting", 0)) == hooks, "webhooks are miscounted"
+    listed_lanes = {lane for lanes in family("hook_lanes").values() for lane in lanes}
+    assert set(family("hooks")) == listed_lanes == set(get("webhooks", {})), "lanes of webhooks are not listed"
+    assert set(family("hook_lanes")) == set(get("hook_tenants", {})), "tenants with webhooks are not listed"
 
     listed = {(tenant, job_id): seq for tenant, ids in family("jobs").items() for job_id, seq in ids.items()}
     assert listed == {(job["tenant"], job_id): int(job["seq"]) for job_id, job in jobs.items()}, "lists are wrong"

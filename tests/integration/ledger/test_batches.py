@@ -7,7 +7,7 @@ import pytest
 from farm import keys
 from farm.batch_contracts import COMPLETIONS, BatchRequest, parse_batch_request
 from farm.errors import IdempotencyConflict, InvalidRequest, QuotaExceeded
-from farm.ledger.batches import Batch, BatchEnded, Batches, BatchNotFound
+from farm.ledger.batches import Batch, BatchEnded, Batches, BatchNotFound, Status
 from farm.ledger.driving import Driving, LeaseLost, Product, Progress
 from farm.ledger.files import FileNotFound, Files
 from farm.local.environ import with_values
@@ -138,6 +138,27 @@ def test_a_batch_has_one_driver(field: Field, batches: Batches) -> None:
         slow.end(first, "completed", [])
     quick.advance(second, Progress(total=9, next_line=6), ["part-3"])
     assert field.client.lrange(keys.batch_parts(made.id), 0, -1) == ["part-1", "part-3"]
+
+
+@pytest.mark.parametrize("ending", ["completed", "expired", "failed", "cancelled"])
+def test_what_was_cancelling_is_cancelled(batches: Batches, field: Field, ending: Status) -> None:
+    """A batch whose last line ends while it is being cancelled ends as cancelled, with the files that it has."""
+    made, driving = add(batches), Driving(field.jobs, "barn")
+    drive = driving.take()
+    assert drive is not None
+    driving.advance(drive, Progress(total=1, done=1, next_line=2), ["part"], "in_progress")
+    assert batches.cancel(made.id, "ann").status == "cancelling"
+    driving.advance(drive, drive.progress, status="finalizing")
+    driving.end(drive, ending, [Product("output", "files/2", 9)])
+    seen = batches.get(made.id, "ann")
+    assert (seen.status, seen.completed, set(seen.stamps)) == (
+        "cancelled",
+        1,
+        {"in_progress", "cancelling", "cancelled"},
+    )
+    assert seen.output_file_id == drive.file_id("output")
+    assert batches.cancel(made.id, "ann") == seen
+    assert field.client.hgetall(keys.TOTALS) == {"batches:cancelled": "1"}
 
 
 def test_whoever_waited_longest_is_next(field: Field, batches: Batches) -> None:

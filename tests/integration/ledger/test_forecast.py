@@ -8,6 +8,10 @@ import pytest
 
 from farm import keys
 from farm.errors import DeadlineUnmeetable
+from farm.exposition import LedgerCollector
+from farm.ledger.gauges import read_gauges
+from farm.ledger.glance import glance
+from farm.ledger.overview import overview
 from tests.integration.ledger.farmhand import MODEL, Field, Hand
 
 TOKENS = 20
@@ -49,6 +53,46 @@ def test_an_estimate_follows_from_measured_tokens(field: Field) -> None:
     # Two slots are free: two jobs go at once, and every further one waits half a round longer.
     assert etas == pytest.approx([2, 2, 3, 4, 5, 6], rel=0.2)
     assert field.jobs.view(jobs[5], with_position=True).eta_s == pytest.approx(6, rel=0.2)
+
+
+def shown(field: Field) -> tuple[int, int, float | None]:
+    """Jobs that wait, slots, and when the queue is empty: the same wherever it is shown."""
+    [load] = [load for load in overview(field.jobs).models if load.model == MODEL]
+    [gauge] = [model for model in read_gauges(field.jobs).models if model.name == MODEL]
+    [top] = [model for model in glance(field.jobs).farm.models if model.model == MODEL]
+    scraped = {
+        sample.name: sample.value
+        for family in LedgerCollector(field.jobs).collect()
+        for sample in family.samples
+        if sample.name == "farm_queue_eta_seconds" and sample.labels["model"] == MODEL
+    }
+    assert (load.waiting, load.slots, load.eta_s) == (top.waiting, top.slots, top.eta_s)
+    assert (load.waiting, load.slots, load.eta_s) == (sum(gauge.depth.values()), gauge.slots, gauge.eta_s)
+    assert scraped.get("farm_queue_eta_seconds") == load.eta_s
+    return load.waiting, load.slots, load.eta_s
+
+
+def test_when_a_queue_is_empty_is_one_estimate(field: Field) -> None:
+    """farm status, farm top and the metrics say the same: 0 with nothing waiting, and nothing while nobody can know."""
+    hand = field.worker(capacity=2)
+    assert shown(field) == (0, 2, 0.0)
+    work(field, hand, 2)
+    delayed, *others = field.submit(4)
+    assert shown(field) == (4, 2, None), "two jobs are too few to tell from"
+    field.run(hand, delayed)
+    hand.release("retry", "busy", [delayed], wait_s=500)
+    field.jobs.cancel([field.submit()[0]])
+    assert shown(field)[0] == 4
+    for job in others[:2]:
+        field.run(hand, job)
+        field.later(SECONDS * 1000)
+        hand.beat()
+        hand.finish(job, TOKENS)
+    waiting, slots, eta_s = shown(field)
+    assert (waiting, slots) == (2, 2)
+    assert eta_s == pytest.approx(waiting * SECONDS / slots, rel=0.6)
+    field.later(60_000)
+    assert shown(field) == (2, 0, None), "nobody works any more"
 
 
 def test_an_estimate_knows_how_much_a_job_asks_for(field: Field) -> None:

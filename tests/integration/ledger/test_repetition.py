@@ -13,7 +13,7 @@ from farm.ledger.attempts import Advance, Attempts
 from farm.ledger.files import Files
 from farm.ledger.gauges import read_gauges
 from farm.ledger.scripts import NAMES
-from farm.ledger.webhooks import Outbox
+from farm.ledger.webhooks import Outbox, WebhookSecrets
 from tests.integration.ledger.farmhand import FACTS, MODEL, Field, Hand, failed, succeeded, token
 
 Deed = Callable[[Field, Hand, str], Any]
@@ -45,6 +45,7 @@ DEEDS: dict[str, Deed] = {
     "forget": lambda field, _, __: field.jobs.forget("default", ["done", "nobody"]),
     "webhook_note": lambda field, _, __: _note_webhook(field, "retry"),
     "webhook_note of a success": lambda field, _, __: _note_webhook(field, "delivered"),
+    "webhook_rotate": lambda field, _, __: WebhookSecrets(field.jobs).rotate("ann", "whsec_new"),
     "file_add": lambda field, _, __: _file(field),
     "file_drop": lambda field, _, __: field.jobs.scripts.call("file_drop", "file-1", "default", ""),
     "batch_add": lambda field, _, __: _batch(field),

@@ -65,7 +65,7 @@ def test_a_newer_job_comes_back_after_a_while_only(field: Field) -> None:
 def test_a_message_of_a_newer_schema_is_dropped_and_its_job_is_not(
     jobs: Jobs, client: redis.Redis, start_worker: StartWorker
 ) -> None:
-    """Its job is published again by a keeper, in words that this version knows."""
+    """Its job is published again by a keeper, in words that this version knows. What is no job's id is not logged."""
     worker = start_worker("w1")
     [job] = submit(jobs, max_tokens=4)
     wait_for_all(jobs, [job])
@@ -75,10 +75,16 @@ def test_a_message_of_a_newer_schema_is_dropped_and_its_job_is_not(
     assert url is not None
     with Celery("newer", broker=url.get_secret_value(), set_as_current=False) as app:
         app.send_task("farm.generate", **{**envelope, "kwargs": {**envelope["kwargs"], "schema": NEWER}})
-    wait_until(lambda: LEFT in worker.log, why="the worker to say so")
+        wait_until(lambda: LEFT in worker.log, why="the worker to say so")
+        assert job in worker.log
+        for stranger in ("Xyzzy, said the prompt", {"Xyzzy": 1}, 7):
+            app.send_task("farm.generate", **{**envelope, "kwargs": {"job": stranger, "schema": NEWER}})
+        wait_until(lambda: worker.log.count(LEFT) == 4, why="the worker to say so of strangers, too")
     [after] = submit(jobs, max_tokens=4)
     wait_for_all(jobs, [after])
     assert worker.process.poll() is None
+    assert "(str of 22)" in worker.log
+    assert "Xyzzy" not in worker.log
 
 
 @pytest.mark.parametrize("role", ["model", "system"])

@@ -26,6 +26,7 @@ local function key_held(worker) return P .. 'held:' .. worker end
 local function key_jobs(tenant) return P .. 'jobs:' .. tenant end
 local function key_usage(tenant, day) return P .. 'usage:' .. tenant .. ':' .. day end
 local function key_hooks(lane) return P .. 'hooks:' .. lane end
+local function key_hook_lanes(tenant) return P .. 'hook_lanes:' .. tenant end
 local function key_batch(id) return P .. 'batch:' .. id end
 local function key_parts(id) return P .. 'batch_parts:' .. id end
 local function key_batches(tenant) return P .. 'batches:' .. tenant end

@@ -50,6 +50,22 @@ local function account(job, state, tokens)
   if job.base > 0 then redis.call('HINCRBY', key, 'resumed_tokens', job.base) end
 end
 
+-- Have a lane of webhooks looked at from a time on, in its tenant's turn. The sweep comes by a minute later.
+local SWEEP = 60000
+local function list_lane(lane, tenant, at)
+  redis.call('ZADD', key_hook_lanes(tenant), 'LT', at, lane)
+  redis.call('ZADD', P .. 'hook_tenants', 'LT', at, tenant)
+  redis.call('ZADD', P .. 'webhooks', 'LT', at + SWEEP, lane)
+end
+
+-- Strike a lane off the lists if nothing is left in it.
+local function strike_lane(lane, tenant)
+  if redis.call('EXISTS', key_hooks(lane)) == 1 then return end
+  redis.call('ZREM', P .. 'webhooks', lane)
+  redis.call('ZREM', key_hook_lanes(tenant), lane)
+  if redis.call('EXISTS', key_hook_lanes(tenant)) == 0 then redis.call('ZREM', P .. 'hook_tenants', tenant) end
+end
+
 -- Have an end told to a webhook, "receiver url", from now on. key: that of the job or batch.
 local function tell(key, tenant, webhook)
   local lane = tenant .. ':' .. string.match(webhook, '^%S+')
@@ -57,7 +73,7 @@ local function tell(key, tenant, webhook)
   redis.call('HINCRBY', key, 'hook_event', 1)
   local is_new = redis.call('ZADD', key_hooks(lane), NOW, string.sub(key, #P + 1))
   redis.call('INCRBY', P .. 'hooks_waiting', is_new)
-  redis.call('ZADD', P .. 'webhooks', 'LT', NOW, lane)
+  list_lane(lane, tenant, NOW)
 end
 
 -- The one way into a terminal state. Returns the line to announce.

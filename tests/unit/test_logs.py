@@ -1,0 +1,73 @@
+"""A prompt in an exception's text, or in a value on its way, never reaches the log."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.fast
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FAILING = """
+import logging, sys, threading
+import structlog
+from farm import logs
+from farm.settings import load_settings
+from workers.beat import Beat
+
+def parse(prompt):
+    return {}[prompt]
+
+def answer(prompt):
+    try:
+        parse(prompt)
+    except KeyError as error:
+        raise ValueError(f"no answer to {prompt}") from error
+
+logs.setup(load_settings(logs={"format": sys.argv[1]}).logs)
+called = threading.Event()
+
+def call():
+    called.set()
+    answer(sys.argv[2])
+
+beat = Beat(call, lambda: 60.0)
+beat.start()
+called.wait(10)
+beat.stop()
+[thread.join(10) for thread in threading.enumerate() if thread.name == "beat"]
+try:
+    answer(sys.argv[2])
+except ValueError as error:
+    logs.log_defect(structlog.get_logger("ours"), "it_failed", error, batch="batch_1")
+    structlog.get_logger("ours").exception("ours_failed")
+    logging.getLogger("another.library").exception("theirs failed")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_no_text_of_an_exception_is_logged(tmp_path: Path, form: str) -> None:
+    """Types, places and causes are, whoever logs it: the farm's own parts, its helper, another library."""
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script, form, "Xyzzy"], capture_output=True, text=True, timeout=60, check=True
+    )
+    log = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
+    for event in ("beat_failed", "it_failed", "ours_failed", "theirs failed"):
+        assert event in log
+    for fact, times in (("ValueError", 4), ("KeyError", 4), ("in answer", 8), ("in parse", 4)):
+        assert log.count(fact) >= times, f"{fact}: {log}"
+    assert "batch_1" in log
+    assert "Xyzzy" not in log + done.stdout
+
+
+def test_whoever_logs_a_defect_leaves_out_its_text() -> None:
+    """No part that may have a job's data at hand logs an exception but by the helper."""
+    own = [path for name in ("farm", "workers", "api") for path in (REPOSITORY / name).rglob("*.py")]
+    found = [path.name for path in own if re.search(r"log\.exception\(|exc_info=", path.read_text(encoding="utf-8"))]
+    assert found == []
