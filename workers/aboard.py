@@ -66,16 +66,10 @@ class Aboard:
 
     @property
     def time_per_output_token_s(self) -> float | None:
-        """The mean of this attempt; None when it gave fewer than two tokens.
-
-        A token that ends a text is no part of it, and took a step like any other. Where a stop string may have ended
-        it instead, that is taken for granted.
-        """
-        if not isinstance(self.final, Finished) or not self.received:
+        """The mean of this attempt; None when it gave fewer than two tokens."""
+        if not isinstance(self.final, Finished) or self.received < 2:
             return None
-        is_ended_by_token = self.final.reason == "stop" and not self.claim.request.stop
-        steps = self.received if is_ended_by_token else self.received - 1
-        return self.final.decode_s / steps if steps else None
+        return self.final.decode_s / (self.received - 1)
 
     def facts(self, ending: Ending) -> dict[str, str | int | float | None]:
         """What is said of a job that leaves: names, numbers and times, and nothing of its text."""

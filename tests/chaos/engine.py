@@ -18,7 +18,7 @@ from pathlib import Path
 
 from farm.settings import EngineSettings, Settings
 from workers.engine import process
-from workers.engine.engine import Pick
+from workers.engine.model import Pick
 from workers.engine.protocol import SamplingParams
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence

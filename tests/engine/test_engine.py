@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from farm.errors import PromptTooLong
 from farm.settings import EngineSettings
 from tests.engine.driving import Said, drive, gather, one
-from workers.engine.engine import Engine, OutOfMemory, Pick
+from workers.engine.engine import Engine
 from workers.engine.kv.contiguous import ContiguousKV
+from workers.engine.model import OutOfMemory, Pick
 from workers.engine.protocol import Add, Admitted, Emitted, Finished, SamplingParams
 from workers.engine.scheduler import Step
 from workers.engine.synthetic import Synthetic
@@ -146,6 +147,19 @@ def test_a_stop_token_ends_the_text_and_is_no_part_of_it() -> None:
     ids = one(synthetic(), "some words", max_tokens=8).ids
     stopped = one(synthetic(), "some words", max_tokens=8, stop_token_ids=(ids[5],))
     assert (stopped.reason, stopped.ids) == ("stop", ids[: ids.index(ids[5])])
+
+
+def test_the_time_of_decoding_ends_with_the_last_token() -> None:
+    """The step of a token that ends a text, and is none of it, is not counted."""
+    text = one(synthetic(), "some words", max_tokens=4).ids
+    clock = Clock()
+    engine = synthetic(clock)
+    engine.add(Add("a", "some words", SamplingParams(max_tokens=8, stop_token_ids=(text[3],))))
+    ended: list[Finished] = []
+    while engine.has_work:
+        ended += [event for event in engine.step() if isinstance(event, Finished)]
+        clock.now += 1.0
+    assert [event.decode_s for event in ended] == [2.0]
 
 
 def test_no_stop_counts_before_min_tokens() -> None:

@@ -69,13 +69,11 @@ class Watched(Lives):
     def __init__(self) -> None:
         self.ready: list[object] = []
         self.lost: list[object] = []
-        self.refused: list[str] = []
         super().__init__(
             SETTINGS,
             on_report=lambda _: None,
             on_ready=lambda engine, _: self.ready.append(engine),
             on_lost=lambda engine, _: self.lost.append(engine),
-            on_refused=self.refused.append,
         )
 
 
@@ -155,10 +153,20 @@ def test_who_leaves_waits_for_no_engine(watched: Watched) -> None:
     assert watched.total_deaths == 0, "we ended it"
 
 
-def test_a_model_that_is_refused_later_is_told(watched: Watched) -> None:
-    """Weights may be gone when the engine is started again; that is no reason to try for ever."""
+def test_a_model_that_is_refused_later_is_tried_again(watched: Watched) -> None:
+    """What was served may be away for a moment, as a GPU's memory is; until it is back people are told."""
     watched.start()
-    Scripted.script = [ModelRefused("no such file")]
+    Scripted.script = [ModelRefused("no such file")] * 3
     Scripted.all[0].die()
-    wait_until(lambda: watched.refused == ["no such file"], why="the refusal")
+    wait_until(lambda: watched.serving is not None, why="an engine that serves")
+    assert watched.serving is not Scripted.all[0]
+    assert watched.total_deaths == 4
+    assert len(watched.ready) == 2
+
+
+def test_a_model_that_is_refused_at_first_is_not_served(watched: Watched) -> None:
+    """Then nothing was right before, and trying again would not help."""
+    Scripted.script = [ModelRefused("no such file")]
+    with pytest.raises(ModelRefused, match="no such file"):
+        watched.start()
     assert watched.serving is None

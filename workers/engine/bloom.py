@@ -10,12 +10,12 @@ import torch
 from farm.settings import EngineSettings, ModelSettings
 from workers.engine.checkpoint import Checkpoint, find_checkpoint
 from workers.engine.detokenizer import Pieces
-from workers.engine.engine import OutOfMemory, Result
 from workers.engine.gpu.runner import Runner
 from workers.engine.kv.manager import KVManager
 from workers.engine.layout import in_memory_order, lay_out
 from workers.engine.loading import load_device_shards, load_shards, place
 from workers.engine.machine import usable_cores
+from workers.engine.model import OutOfMemory, Result
 from workers.engine.pipeline import Pipeline
 from workers.engine.protocol import Ready
 from workers.engine.sampler import sample
@@ -27,7 +27,7 @@ from workers.engine.weights import OpenWeights, Weights
 
 
 class Bloom:
-    """A loaded Bloom checkpoint. Implements ``engine.Model``."""
+    """A loaded Bloom checkpoint. Implements ``model.Model``."""
 
     @torch.inference_mode()
     def __init__(

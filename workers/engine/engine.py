@@ -1,7 +1,7 @@
 """The engine: continuous batching over a model. Schedule, forward, sample, emit, retire: one step at a time.
 
-Requests join and leave at any step. What a model is (``Model``) it does not know, so it needs no torch; it knows no
-pipe, no Redis and no Celery either.
+Requests join and leave at any step. What a model is it does not know (``model.Model``), so it needs no torch; it knows
+no pipe, no Redis and no Celery either.
 """
 
 from __future__ import annotations
@@ -9,84 +9,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 from farm.errors import FarmError, InvalidRequest, PromptTooLong
-from workers.engine.detokenizer import Detokenizer, Pieces
-from workers.engine.kv.manager import KVManager
+from workers.engine.detokenizer import Detokenizer
 from workers.engine.live import Live
+from workers.engine.model import Model, OutOfMemory, Pick, Result
 from workers.engine.pacer import Pacer
-from workers.engine.protocol import Add, Admitted, Emitted, Event, Failed, Finished, FinishReason, Ready, Stats, Token
+from workers.engine.protocol import Add, Admitted, Emitted, Event, Failed, Finished, FinishReason, Stats, Token
 from workers.engine.scheduler import Scheduler, Step
 from workers.engine.sequence import Sequence
 from workers.engine.tally import Tally
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """The token chosen for a sequence; None if its logits were not finite numbers.
-
-    ``logprob`` and ``top`` are set when the request asked for logprobs, as in ``Token``.
-    """
-
-    token: int | None
-    logprob: float | None = None
-    top: list[tuple[int, float]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of a step: a pick for each of its ``sampled``, in order, and how long its slowest stage took."""
-
-    picks: list[Pick]
-    seconds: float
-
-
-class OutOfMemory(FarmError):
-    """A step found no memory to compute in."""
-
-    code = "out_of_memory"
-    retryable = True
-
-
-class Model(Protocol):
-    """What the engine drives. Steps are computed in the order in which they were submitted."""
-
-    @property
-    def ready(self) -> Ready:
-        """Slots, context, KV tokens and vocabulary of the loaded model."""
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Tokens by which the model ends a text."""
-
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt."""
-
-    def pieces(self) -> Pieces:
-        """A fresh detokenizer for one sequence."""
-
-    @property
-    def depth(self) -> int:
-        """How many steps in flight keep all its stages busy."""
-
-    @property
-    def lookahead(self) -> int:
-        """How many further steps it takes whose tokens follow on others that are not known yet."""
-
-    def memory(self) -> KVManager:
-        """The bookkeeping of its KV cache, empty."""
-
-    def submit(self, step: Step) -> None:
-        """Begin a step; at most ``depth`` and ``lookahead`` are in flight."""
-
-    def collect(self) -> Result:
-        """Wait for the oldest step in flight. Raises OutOfMemory, after which every other step is to be dropped."""
-
-    def drop(self) -> None:
-        """Wait for the steps in flight and forget what came of them."""
-
 
 DEFAULT_SLOWDOWN = 2.5
 """Leaves something of the factor of 3 that people are promised to what can't be foreseen."""
@@ -288,8 +220,9 @@ class Engine:
             self._tally.endings += 1
             self._retire(live, "stop")
             return
+        live.last_at = self._now
         if live.first_at is None:
-            live.first_at = self._now
+            live.first_at = live.last_at
         text = live.push(pick.token)
         self._events.append(Emitted(live.sequence.id, [Token(pick.token, text, pick.logprob, pick.top)]))
         if live.detokenizer.stopped:
@@ -299,7 +232,7 @@ class Engine:
 
     def _retire(self, live: Live, reason: FinishReason) -> None:
         self._drop(live)
-        decode_s = 0.0 if live.first_at is None else round(self._now - live.first_at, 6)
+        decode_s = 0.0 if live.first_at is None else round(live.last_at - live.first_at, 6)
         self._events.append(Finished(live.sequence.id, reason, live.detokenizer.flush(), decode_s))
 
     def _fail(self, live: Live, code: str, message: str, *, retryable: bool = False) -> None:

@@ -10,13 +10,14 @@ from workers.engine.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """A sequence, its text, and ``resume``: what earlier attempts generated. ``first_at`` is when it got its first new
-    token, by the engine's clock."""
+    """A sequence, its text, and ``resume``: what earlier attempts generated. ``first_at`` and ``last_at`` are when
+    it got its first new token and its latest, by the engine's clock."""
 
     sequence: Sequence
     detokenizer: Detokenizer
     resume: list[int]
     first_at: float | None = None
+    last_at: float = 0.0
 
     def push(self, token: int) -> str:
         """Append a token and return the text that became certain."""

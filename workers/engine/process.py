@@ -18,7 +18,8 @@ import structlog
 from farm import logs
 from farm.errors import FarmError, ModelRefused
 from farm.settings import Settings, load_settings
-from workers.engine.engine import Engine, Model
+from workers.engine.engine import Engine
+from workers.engine.model import Model
 from workers.engine.outbox import Outbox
 from workers.engine.protocol import BEAT_S, Add, Cancel, Command, Halt, Halted, Message, Refused, Report, decode, encode
 from workers.engine.shortage import is_shortage

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.draw import Cut, draw, on_device
-from workers.engine.engine import Pick
+from workers.engine.model import Pick
 from workers.engine.sequence import Sequence
 
 _MASK = (1 << 64) - 1

@@ -12,10 +12,10 @@ from array import array
 from collections import deque
 
 from farm.settings import EngineSettings
-from workers.engine.engine import Pick, Result
 from workers.engine.faults import Faults
 from workers.engine.kv.arena import block_size
 from workers.engine.kv.contiguous import ContiguousKV
+from workers.engine.model import Pick, Result
 from workers.engine.protocol import Ready
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
@@ -41,7 +41,7 @@ class _Words:
 
 
 class Synthetic:
-    """Makes tokens up. Implements ``engine.Model``; it never ends a text by itself."""
+    """Makes tokens up. Implements ``model.Model``; it never ends a text by itself."""
 
     eos_ids: frozenset[int] = frozenset()
     depth = 1

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from workers.engine.draw import on_device
-from workers.engine.engine import Pick
 from workers.engine.gpu.lane import Mark
 from workers.engine.gpu.shard import DeviceShard
 from workers.engine.layout import Layout, lay_out
+from workers.engine.model import Pick
 from workers.engine.sampler import Drawn, begin
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
