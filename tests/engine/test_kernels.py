@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from workers.engine.kernels.attention import DecodeGroups, alibi_slopes
 from workers.engine.kernels.int8 import gelu, int8_linear, int_multiply
-from workers.engine.kernels.linear import Linear, fastest_backend
+from workers.engine.kernels.linear import Linear, agrees, fastest_backend
 from workers.engine.kv.arena import Arena, Block
 from workers.engine.kv.cache import KVCache
 
@@ -38,6 +38,25 @@ def test_every_backend_computes_the_linear_layer(backend: str, rows: int) -> Non
         (Linear(weight, None, backend).apply(x), functional.linear(x, weight)),
     ):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_backend_with_another_gelu_is_not_chosen() -> None:
+    """GELU is compared, too: torch's fused operator is by erf on a CPU, and Bloom's by tanh."""
+    weight, bias, x = noise(48, 40), noise(48), noise(16, 40)
+    layer = Linear(weight, bias, "epilogue")
+    torch.testing.assert_close(layer.apply(x), functional.linear(x, weight, bias))
+    torch.testing.assert_close(layer.apply_add(x, layer.apply(x)), 2 * functional.linear(x, weight, bias))
+    assert agrees("torch", weight, bias, x)
+    assert not agrees("epilogue", weight, bias, x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gelu_is_fused_on_a_gpu(dtype: torch.dtype) -> None:
+    """The operator that computes GELU with the product agrees there, and is the one that is used."""
+    weight, bias, x = (tensor.to("cuda", dtype) for tensor in (noise(512, 128), noise(512), noise(16, 128)))
+    assert agrees("epilogue", weight, bias, x)
+    assert fastest_backend(weight) == "epilogue"
 
 
 def test_some_backend_is_always_found() -> None:
