@@ -94,7 +94,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Threads wait for the engine; they never compute.
         "worker_pool": "threads",
         "worker_concurrency": settings.engine.max_slots if settings.worker.role == "model" else 4,
-        "task_queues": [_queue(name) for name in _queues(settings)],
+        "task_queues": [_queue(name) for name in [own_queue(settings), *foreign_queues(settings)]],
         "task_default_queue": settings.broker.foreign_queues[0] if settings.broker.foreign_queues else SYSTEM_QUEUE,
         "broker_transport_options": {
             "visibility_timeout": settings.broker.visibility_timeout_s,
@@ -123,9 +123,14 @@ def configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _queues(settings: Settings) -> list[str]:
-    own = queue_of(settings.model.name) if settings.worker.role == "model" else SYSTEM_QUEUE
-    return [own, *settings.broker.foreign_queues]
+def own_queue(settings: Settings) -> str:
+    """Where the keeper's messages for a worker of these settings are."""
+    return queue_of(settings.model.name) if settings.worker.role == "model" else SYSTEM_QUEUE
+
+
+def foreign_queues(settings: Settings) -> list[str]:
+    """Where a worker finds messages of other senders alone: its own queue may be among those that are set."""
+    return [name for name in settings.broker.foreign_queues if name != own_queue(settings)]
 
 
 def _queue(name: str) -> Queue:

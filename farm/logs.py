@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 
 import structlog
@@ -59,7 +60,15 @@ def setup(settings: LogsSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level)
+    threading.excepthook = _log_end_of_thread
     # Their own lines say what ours say already, or nothing; their warnings and errors stay.
     for noisy in ("celery", "kombu", "amqp", "uvicorn", "httpcore2"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.level)))
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of whatever strangers send
+
+
+def _log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """A thread that an error ended; Python's own report has the error's text."""
+    name = ended.thread.name if ended.thread else ""
+    if ended.exc_value is not None:
+        log_defect(structlog.get_logger(__name__), "thread_ended", ended.exc_value, thread=name)

@@ -13,6 +13,7 @@ from celery import Celery
 from celery.worker import state as celery_state
 
 from farm import keys
+from farm.broker import foreign_queues
 from farm.connection import our_errors
 from farm.contracts import SAFE_NAME
 from farm.errors import LedgerTooNew, ServerUnreachable, SettingsError
@@ -56,6 +57,7 @@ class Host:
             self.chores = Chores(self.jobs, self.attempts.worker)
         self.beat = self.runner.beat if self.runner else Beat(self._beat, lambda: settings.keeper.liveness_s / 3)
         self._is_registered = False
+        self.foreign = frozenset(foreign_queues(settings))
         self._foreign_again_at = 0.0
         self._draining = threading.Event()
         self._stopped = threading.Event()
@@ -75,7 +77,7 @@ class Host:
 
     def may_take_from(self, queue: str) -> bool:
         """Whether Celery may ask the broker for messages of a queue."""
-        return queue not in self.settings.broker.foreign_queues or time.monotonic() >= self._foreign_again_at
+        return queue not in self.foreign or time.monotonic() >= self._foreign_again_at
 
     def leave_foreign(self, seconds: float) -> None:
         """Have foreign messages wait in their queues: the ledger has no room for them now."""

@@ -84,7 +84,8 @@ class Lives:
                 engine = self._newest = EngineProcess(self._settings, self._take_report, self._note_end)
             try:
                 ready = engine.start()
-            except EngineLost as error:
+            except (EngineLost, OSError) as error:  # the machine may have no process or memory for one now
+                engine.kill()
                 if not self._ceasing.is_set():
                     self._note_death(str(error))
                     log.warning("engine_start_failed", error=str(error), deaths=self._deaths.count)

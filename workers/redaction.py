@@ -16,6 +16,7 @@ from celery.worker.strategy import default
 from farm.contracts import PRIORITIES, SAFE_NAME
 
 BODY = "body"
+TRACE = "celery.app.trace"
 NOSY = ("celery.worker.consumer.consumer", "celery.worker.strategy", "celery.worker.request", "kombu")
 
 
@@ -99,6 +100,15 @@ class NoBodies(logging.Filter):
         return True
 
 
+class NoErrorTexts(logging.Filter):
+    """Cuts the text of an error that nobody foresaw out of Celery's line about its task: it may hold a prompt."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, dict) and "exc" in record.args and record.exc_info and record.exc_info[0]:
+            record.args = {**record.args, "exc": record.exc_info[0].__name__, "traceback": ""}
+        return True
+
+
 def shown(kwargs: object) -> dict[str, object]:
     """Task arguments fit to be seen: job, dispatch, model, priority and max_tokens; of all else only how many."""
     if not isinstance(kwargs, dict):
@@ -114,8 +124,8 @@ def shown(kwargs: object) -> dict[str, object]:
 
 
 def withhold_bodies() -> None:
-    """Put ``NoBodies`` on the loggers that quote messages. Twice is once."""
-    for name in NOSY:
+    """Put filters on the loggers that quote messages and errors. Twice is once."""
+    for name, kind in ((TRACE, NoErrorTexts), *((name, NoBodies) for name in NOSY)):
         logger = logging.getLogger(name)
-        if not any(isinstance(known, NoBodies) for known in logger.filters):
-            logger.addFilter(NoBodies())
+        if not any(isinstance(known, kind) for known in logger.filters):
+            logger.addFilter(kind())

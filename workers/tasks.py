@@ -184,7 +184,7 @@ def _put_off(host: Host, came_by: Mapping[str, object] | None) -> None:
     Others wait in the foreign queues meanwhile, so that jobs of the ledger have all threads. Only one that was sent to
     a model's own queue has to be held back here.
     """
-    if (came_by or {}).get("routing_key") in host.settings.broker.foreign_queues:
+    if (came_by or {}).get("routing_key") in host.foreign:
         host.leave_foreign(REQUEUE_PAUSE_S)
     else:
         host.pause(REQUEUE_PAUSE_S)

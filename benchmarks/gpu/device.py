@@ -30,7 +30,7 @@ def missing(device: str) -> str | None:
     if device == "cpu":
         return None
     count = torch.cuda.device_count()
-    if count and torch.device(device).index in (None, *range(count)) and gpu_trouble() is None:
+    if count and torch.device(device).index in range(count) and gpu_trouble() is None:
         return None
     found = gpu_trouble() or f"this machine has {count} GPUs"
     return f"{device} can't be measured: {found}; --device cpu --model small shows that the benchmark runs"
@@ -47,7 +47,10 @@ def about(device: str) -> dict[str, Any]:
 def measure_floors(device: str, dtype: torch.dtype) -> dict[str, float]:
     """Copy a buffer far larger than any cache, then multiply square matrices; the best of some tries counts."""
     kind = torch.device(device).type
-    source = torch.ones(_COPY_BYTES[kind], dtype=torch.uint8, device=device)
+    size = _COPY_BYTES[kind]
+    if kind == "cuda":
+        size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
+    source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy_s = _best_s(device, lambda: target.copy_(source))
     side = _SIDE[kind]

@@ -72,13 +72,15 @@ def facts(found: Record) -> list[str]:
             f"after {_quantiles(row['ttft_ms'])}, between tokens {_quantiles(row['itl_ms'])}."
         )
     if row := found.get("generate_static_16"):
-        times = f"; the engine is {ratios['workload_to_static_16']}× that" if "workload_to_static_16" in ratios else ""
+        times = (
+            f"; the engine is {ratios['workload_to_static_16']:.2f}× that" if "workload_to_static_16" in ratios else ""
+        )
         said.append(f"transformers in static batches of 16: {row['tokens_per_s']:,.0f} tokens/s{times}.")
     if row := found.get("generate_one"):
-        times = f"; the engine is {ratios['batch_1_to_generate']}× that" if "batch_1_to_generate" in ratios else ""
+        times = f"; the engine is {ratios['batch_1_to_generate']:.2f}× that" if "batch_1_to_generate" in ratios else ""
         said.append(f"transformers, one sequence: {row['tokens_per_s']:,.1f} tokens/s{times}.")
     if row := found.get("farm"):
-        times = f", {ratios['farm_to_engine']} of the engine alone" if "farm_to_engine" in ratios else ""
+        times = f", {ratios['farm_to_engine']:.3f} of the engine alone" if "farm_to_engine" in ratios else ""
         said.append(f"The same workload through the whole farm: {row['tokens_per_s']:,.0f} tokens/s{times}.")
     return said
 

@@ -62,12 +62,12 @@ def judge(found: Record) -> None:
     ratios = found.setdefault("ratios", {})
     ours = next((row for row in found.get("decode", []) if row["batch"] == 1), None)
     if ours and "generate_one" in found:
-        ratios["batch_1_to_generate"] = round(found["generate_one"]["step_ms"] / ours["step_ms"], 2)
+        ratios["batch_1_to_generate"] = round(found["generate_one"]["step_ms"] / ours["step_ms"], 4)
     if "engine" in found and "generate_static_16" in found:
         static = found["generate_static_16"]["tokens_per_s"]
-        ratios["workload_to_static_16"] = round(found["engine"]["tokens_per_s"] / static, 2)
+        ratios["workload_to_static_16"] = round(found["engine"]["tokens_per_s"] / static, 4)
     if "engine" in found and "farm" in found:
-        ratios["farm_to_engine"] = round(found["farm"]["tokens_per_s"] / found["engine"]["tokens_per_s"], 3)
+        ratios["farm_to_engine"] = round(found["farm"]["tokens_per_s"] / found["engine"]["tokens_per_s"], 4)
 
 
 def path_of(found: Record) -> Path:

@@ -94,7 +94,8 @@ def submit(
             raise typer.Exit(INTERRUPTED) from None
         except TimeoutError:
             trouble = f" ({farm.reader.trouble})" if farm.reader.trouble else ""
-            note(f"no answer within {timeout:g} s{trouble}; {_goes_on(job)}")
+            within = "" if timeout is None else f" within {timeout:g} s"
+            note(f"no answer{within}{trouble}; {_goes_on(job)}")
             if as_json:
                 emit(job.status().to_dict())
             raise typer.Exit(FAILED) from None

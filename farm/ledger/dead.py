@@ -114,7 +114,7 @@ def refusal(jobs: Jobs, answer: Answer, wanted: Deed) -> FarmError:
     if state is JobState.DEAD:
         return JobNotDead(f"job {answer.id} died again just now; it was left alone")
     word = "queued" if state is JobState.DISPATCHED else state.value
-    remedy = ENDED[wanted] if state.is_terminal else "wait for it, or cancel it"
+    remedy = ENDED[wanted] if state.is_terminal or wanted == "show" else "wait for it, or cancel it"
     return JobNotDead(f"job {answer.id} is {word}, not dead; {remedy}")
 
 

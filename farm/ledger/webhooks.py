@@ -44,7 +44,8 @@ class Due:
     def message_id(self) -> str:
         """The same for every try to tell of one end: job_<id>_<event> or batch_<hex>_<event>."""
         kind, _, item_id = self.member.partition(":")
-        name = item_id if item_id.startswith(f"{kind}_") else f"{kind}_{item_id}"
+        # Ids of jobs are their senders' to choose, so only ours may go without the kind before it.
+        name = item_id if kind == "batch" and item_id.startswith("batch_") else f"{kind}_{item_id}"
         return f"{name}_{self.event}"
 
 

@@ -142,6 +142,15 @@ def test_a_gpu_that_can_not_be_asked_is_refused_in_one_line(machine: Machine) ->
         own_devices()
 
 
+def test_a_cpu_and_gpus_are_not_mixed(machine: Machine) -> None:
+    """Stages on both would wait for each other's copies in ways that nobody has made sure of."""
+    machine.free = [20 * GIB]
+    with pytest.raises(
+        ModelRefused, match=r"^FARM_ENGINE__DEVICES names the CPU beside GPUs; name devices of one kind$"
+    ):
+        place(SHAPE, ModelSettings(), EngineSettings(devices=["cuda:0", "cpu"]))
+
+
 def test_too_little_free_memory_names_who_holds_it(machine: Machine) -> None:
     """The missing bytes, and the processes with a GiB or more; this one's own memory is no news."""
     machine.free = [GIB // 1024]

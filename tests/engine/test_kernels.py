@@ -114,7 +114,7 @@ def test_int8_is_padded_to_what_a_gpu_takes(
     """Any number of rows and any sizes give the numbers that the CPU gives, bit by bit, operator or not."""
     weight, bias, x = noise(outs, ins), noise(outs, seed=1), noise(37, ins, seed=2)
     plain = Linear(weight, bias, quantization="int8")
-    expected = {rows: plain.apply(x[:rows]) for rows in (1, 16, 17, 37)}
+    expected = {rows: plain.apply(x[:rows]) for rows in (0, 1, 16, 17, 37)}
     if has_operator:
         monkeypatch.setattr(torch, "_int_mm", gpu := _Gpu())
     else:
@@ -126,7 +126,7 @@ def test_int8_is_padded_to_what_a_gpu_takes(
         assert torch.equal(apply(x[:rows]), wanted)
         assert torch.equal(apply_gelu(x[:rows]), gelu(wanted))
         assert torch.equal(apply_add(x[:rows], wanted), wanted + wanted)
-    assert not has_operator or gpu.calls > 4 + 4, "the operator was not what computed"
+    assert not has_operator or gpu.calls > 5 + 5, "the operator was not what computed"
 
 
 @pytest.mark.gpu

@@ -164,6 +164,16 @@ def test_a_model_that_is_refused_later_is_tried_again(watched: Watched) -> None:
     assert len(watched.ready) == 2
 
 
+def test_a_machine_without_room_for_a_process_is_tried_again(watched: Watched) -> None:
+    """Memory or processes may be short for a moment, as after the kernel has ended an engine for its memory."""
+    watched.start()
+    Scripted.script = [OSError(12, "Cannot allocate memory")]
+    Scripted.all[0].die()
+    wait_until(lambda: watched.serving is Scripted.all[-1], why="an engine that serves")
+    assert watched.total_deaths == 2
+    assert Scripted.all[1].is_killed
+
+
 def test_a_model_that_is_refused_at_first_is_not_served(watched: Watched) -> None:
     """Then nothing was right before, and trying again would not help."""
     Scripted.script = [ModelRefused("no such file")]

@@ -71,3 +71,39 @@ def test_whoever_logs_a_defect_leaves_out_its_text() -> None:
     own = [path for name in ("farm", "workers", "api") for path in (REPOSITORY / name).rglob("*.py")]
     found = [path.name for path in own if re.search(r"log\.exception\(|exc_info=", path.read_text(encoding="utf-8"))]
     assert found == []
+
+
+TASK = """
+import sys, threading
+from celery import Celery
+from farm import logs
+from farm.settings import load_settings
+from workers import redaction
+
+logs.setup(load_settings(logs={"format": sys.argv[1]}).logs)
+redaction.withhold_bodies()
+app = Celery("it", broker="memory://")
+
+@app.task(name="answer")
+def answer(prompt):
+    raise ValueError(f"no answer to {prompt}")
+
+answer.apply([sys.argv[2]])
+thread = threading.Thread(target=answer.run, args=[sys.argv[2]], name="lost")
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_nor_is_one_that_ends_a_task_or_a_thread(tmp_path: Path, form: str) -> None:
+    """Celery writes an error's text into its own line about a task, and Python into its own about a thread."""
+    script = tmp_path / "failing.py"
+    script.write_text(TASK, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script, form, "Xyzzy"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "Xyzzy" not in done.stderr
+    assert "raised unexpected: ValueError" in done.stderr
+    assert "thread_ended" in done.stderr
+    assert "lost" in done.stderr

@@ -73,6 +73,8 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
         check_shares(config, engine.tensor_parallel, engine.quantization, engine.kv_dtype)
         devices = rank_devices(devices, engine.tensor_parallel)
     on_cpu = all(device.name == "cpu" for device in devices)
+    if not on_cpu and any(device.name == "cpu" for device in devices):
+        raise ModelRefused("FARM_ENGINE__DEVICES names the CPU beside GPUs; name devices of one kind")
     name = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
     dtype = _DTYPES[name]
     # A CPU that has no room for whole sequences of the longest context serves shorter ones.
@@ -151,6 +153,8 @@ def load_device_shards(
 ) -> list[DeviceShard]:
     """Load each stage straight to its device, warmed up. Raises ModelRefused for damaged weights."""
     config, context = checkpoint.config, min(engine.max_context, placement.kv_tokens)
+    if (name := placement.plan.stages[0].device.name) != "cpu":
+        torch.cuda.set_device(name)  # what no lane is entered for would take memory of the first GPU
     shards = []
     for plan in placement.plan.stages:
         device = torch.device(plan.device.name)

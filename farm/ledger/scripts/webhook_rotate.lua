@@ -1,12 +1,15 @@
 -- Give a tenant a new secret for its webhooks. Those before it sign beside it until their time has passed, the latest few
--- of them. A repetition with the same secret changes nothing.
+-- of them. A repetition with a secret that was given changes nothing.
 -- Touches: webhook_secrets.
 -- ARGV: tenant, the new secret, for how many seconds the one before stays, how many that were before may stay.
 -- Returns 'ok'.
 local tenant, new, now = ARGV[1], ARGV[2], math.floor(NOW / 1000)
 local seen = redis.call('HGET', P .. 'webhook_secrets', tenant)
 local record = seen and cjson.decode(seen) or {}
-if record.secret == new then return 'ok' end
+if record.secret == new or record.old == new then return 'ok' end
+for _, older in ipairs(record.older or {}) do
+  if older[1] == new then return 'ok' end
+end
 local before = {}
 local function keep(secret, till)
   if secret and till > now and #before < tonumber(ARGV[4]) then before[#before + 1] = {secret, till} end

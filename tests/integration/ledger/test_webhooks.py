@@ -287,8 +287,17 @@ def test_a_change_of_secret_may_be_repeated(field: Field) -> None:
     assert secrets.of("ann") == [*reversed(more), new, first]
     latest = secrets.rotate("ann")
     assert secrets.of("ann") == [latest, *reversed(more), new]
+    assert secrets.rotate("ann", more[0]) == more[0]
+    assert secrets.of("ann")[0] == latest, "a late repetition takes nothing back"
     assert secrets.rotate("eve", new) == new
     assert secrets.of("eve") == [new]
+
+
+def test_no_two_ends_share_a_message_id() -> None:
+    """Whatever senders call their jobs: receivers leave out what they have seen."""
+    members = ("job:5", "job:job_5", "job:batch_5", "batch:batch_5")
+    ids = [Due(member, "ann", "", 1, 0, "", "").message_id for member in members]
+    assert ids == ["job_5_1", "job_job_5_1", "job_batch_5_1", "batch_5_1"]
 
 
 def test_a_short_retention_ends_the_calls(field: Field) -> None:

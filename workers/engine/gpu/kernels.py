@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Numbers that change from step to step: Triton would compile a kernel for those that 16 divides, and one for 1.
+@triton.jit(do_not_specialize=["table_stride", "length_stride"])
 def decode_kernel(
     qkv,  # [rows, heads, 3, head_dim]
     pages,  # [2, pages, heads, PAGE, head_dim]
@@ -82,7 +83,7 @@ def decode_kernel(
     tl.store(weights + place * 2 + 1, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def combine_kernel(
     parts,  # fp32 [rows, heads, splits, head_dim]
     weights,  # fp32 [rows, heads, splits, 2]
@@ -109,7 +110,7 @@ def combine_kernel(
     tl.store(out + place * HEAD_DIM + dims, sums.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def prefill_kernel(
     qkv,  # [tokens, heads, 3, head_dim]
     pages,  # [2, pages, heads, PAGE, head_dim], the chunks' own keys and values among them

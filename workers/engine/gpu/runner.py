@@ -6,6 +6,7 @@ same code computes each step as it is submitted.
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -58,6 +59,8 @@ class Runner:
             else:
                 job.error = failed  # its tokens may follow on those of that step
         except Exception as error:
+            # What the step held is free again at once: the next try is made of it.
+            traceback.clear_frames(error.__traceback__)
             job.error = error
         self._jobs.append(job)
 

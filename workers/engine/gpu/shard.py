@@ -61,7 +61,7 @@ class DeviceShard:
             return
         try:
             self._graphs = capture(self._decode, buckets(self._slots), self.device)
-        except RuntimeError as error:
+        except Exception as error:  # Triton's own errors are of no common kind
             log.warning("graphs_not_used", device=str(self.device), reason=str(error)[:200])
 
     def take(self, layout: Layout, source: Tensor) -> None:

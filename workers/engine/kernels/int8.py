@@ -20,7 +20,7 @@ GPU_ROWS = 32
 """Rows that a GPU's operator gets at least, and in multiples: it takes no 16 and fewer."""
 GPU_SIZES = 8
 """Both sizes of a weight are padded to a multiple of this for a GPU."""
-_TRIED_ROWS = (1, 3, 16, 37)
+_TRIED_ROWS = (0, 1, 3, 16, 37)
 _AT_ONCE = 1 << 24
 """Numbers that are turned into wider ones at once, so that a large head needs no several times its memory."""
 
@@ -90,7 +90,9 @@ def _int_mm(rows: Tensor, columns: Tensor) -> Tensor:
 def _padded_multiply(rows: Tensor, columns: Tensor) -> Tensor:
     """The same with more rows, of zeros, and as wide as the columns are high."""
     count, width = rows.shape
-    return _int_mm(functional.pad(rows, (0, columns.shape[0] - width, 0, -count % GPU_ROWS)), columns)[:count]
+    # A step that samples nothing has the head compute no row.
+    extra = -count % GPU_ROWS if count else GPU_ROWS
+    return _int_mm(functional.pad(rows, (0, columns.shape[0] - width, 0, extra)), columns)[:count]
 
 
 def _float_multiply(rows: Tensor, columns: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ def fastest_backend(weight: Tensor) -> str:
 def _probe(outs: int, ins: int, dtype: torch.dtype, device: torch.device) -> str:
     generator = torch.Generator().manual_seed(0)
     shapes = ((outs, ins), (outs,), (PROBE_ROWS, ins))
-    weight, bias, x = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    weight, bias, x = (torch.randn(shape, generator=generator) for shape in shapes)
+    # Outputs of about 1, where one GELU differs from another.
+    weight, bias, x = (tensor.to(device, dtype) for tensor in (weight / ins**0.5, bias, x))
     if device.type != "cpu":
         # Not timed: it is the same product, and one pass over its rows less.
         return "epilogue" if agrees("epilogue", weight, bias, x) else "torch"
@@ -66,13 +68,16 @@ def _probe(outs: int, ins: int, dtype: torch.dtype, device: torch.device) -> str
 
 
 def agrees(backend: str, weight: Tensor, bias: Tensor, x: Tensor) -> bool:
-    """Whether a backend gives the numbers of ``F.linear`` and of Bloom's GELU here; shapes as in ``Linear``."""
+    """Whether a backend gives the numbers of ``F.linear`` and of Bloom's GELU here; shapes as in ``Linear``.
+
+    Outputs should be about 1. In 16 bits one GELU can't be told from the other, and need not be.
+    """
     wanted = functional.linear(x, weight, bias)
     bound = _tolerance(weight.dtype)
     try:
         layer = Linear(weight, bias, backend)
         return all(
-            torch.allclose(got, want, rtol=bound, atol=bound * weight.shape[1] ** 0.5)
+            torch.allclose(got, want, rtol=bound, atol=bound)
             for got, want in (
                 (layer.apply(x), wanted),
                 (layer.apply_gelu(x), gelu(wanted)),
@@ -84,7 +89,7 @@ def agrees(backend: str, weight: Tensor, bias: Tensor, x: Tensor) -> bool:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    return 1e-5 if dtype is torch.float32 else 2e-2
+    return 1e-4 if dtype is torch.float32 else 2e-2
 
 
 def _time(call: Callable[[], Any]) -> float:

@@ -53,9 +53,10 @@ end
 -- Have a lane of webhooks looked at from a time on, in its tenant's turn. The sweep comes by a minute later.
 local SWEEP = 60000
 local function list_lane(lane, tenant, at)
+  -- First what every version may write: the sweep finds it, should the server's rules refuse us the others.
+  redis.call('ZADD', P .. 'webhooks', 'LT', at + SWEEP, lane)
   redis.call('ZADD', key_hook_lanes(tenant), 'LT', at, lane)
   redis.call('ZADD', P .. 'hook_tenants', 'LT', at, tenant)
-  redis.call('ZADD', P .. 'webhooks', 'LT', at + SWEEP, lane)
 end
 
 -- Strike a lane off the lists if nothing is left in it.
