@@ -11,12 +11,11 @@ from typing import TypeVar
 import structlog
 
 from farm.errors import ServerUnreachable
+from farm.patience import FIRST_PAUSE_S, longer
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 2.0
 
 
 class Patience:
@@ -45,4 +44,4 @@ class Patience:
                     log.warning("waiting_for_server", error=str(error))
                 if time.monotonic() >= self._give_up_at or self._ended.wait(pause_s):
                     raise
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                pause_s = longer(pause_s)
