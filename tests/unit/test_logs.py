@@ -12,6 +12,7 @@ import pytest
 pytestmark = pytest.mark.fast
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PROMPT = "Xyzzy"
 FAILING = """
 import logging, sys, threading
 import structlog
@@ -49,21 +50,26 @@ except ValueError as error:
 """
 
 
+def said(folder: Path, program: str, form: str) -> str:
+    """All that a program says which has a prompt and logs in this form, without colours."""
+    script = folder / "failing.py"
+    script.write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script, form, PROMPT], capture_output=True, text=True, timeout=60, check=True
+    )
+    return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_no_text_of_an_exception_is_logged(tmp_path: Path, form: str) -> None:
     """Types, places and causes are, whoever logs it: the farm's own parts, its helper, another library."""
-    script = tmp_path / "failing.py"
-    script.write_text(FAILING, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, script, form, "Xyzzy"], capture_output=True, text=True, timeout=60, check=True
-    )
-    log = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
+    log = said(tmp_path, FAILING, form)
     for event in ("beat_failed", "it_failed", "ours_failed", "theirs failed"):
         assert event in log
     for fact, times in (("ValueError", 4), ("KeyError", 4), ("in answer", 8), ("in parse", 4)):
         assert log.count(fact) >= times, f"{fact}: {log}"
     assert "batch_1" in log
-    assert "Xyzzy" not in log + done.stdout
+    assert PROMPT not in log
 
 
 def test_whoever_logs_a_defect_leaves_out_its_text() -> None:
@@ -98,12 +104,8 @@ thread.join()
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_nor_is_one_that_ends_a_task_or_a_thread(tmp_path: Path, form: str) -> None:
     """Celery writes an error's text into its own line about a task, and Python into its own about a thread."""
-    script = tmp_path / "failing.py"
-    script.write_text(TASK, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, script, form, "Xyzzy"], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert "Xyzzy" not in done.stderr
-    assert "raised unexpected: ValueError" in done.stderr
-    assert "thread_ended" in done.stderr
-    assert "lost" in done.stderr
+    log = said(tmp_path, TASK, form)
+    assert "raised unexpected: ValueError" in log
+    assert "thread_ended" in log
+    assert "lost" in log
+    assert PROMPT not in log
