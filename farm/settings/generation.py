@@ -28,12 +28,13 @@ class ModelSettings(Group):
 class EngineSettings(Group):
     kind: Literal["bloom", "synthetic"] = "bloom"
     """synthetic makes tokens up without a model, to measure or test the farm around it."""
-    max_slots: int = Field(32, ge=1, le=1024)
-    """How many sequences run at once."""
+    max_slots: int = Field(64, ge=1, le=1024)
+    """How many sequences run at once. More use a step better, and make it longer."""
     max_context: int = Field(2048, ge=8)
     """Prompt and completion tokens of one sequence at the most. Bloom was trained on 2,048."""
     kv_bytes: int | None = Field(None, ge=1 << 16)
-    """Memory for keys and values. Unset: what all slots need, up to a quarter of the free memory."""
+    """Memory for keys and values. Unset: on CPUs what half of the slots need at full length, up to a quarter of the
+    free memory; on GPUs what all need, up to what is free."""
     kv_layout: Literal["auto", "contiguous", "paged"] = "auto"
     """How keys and values lie: in one piece per sequence, best on CPUs, or in pages of 16 tokens, best on GPUs."""
     kv_dtype: Literal["auto", "int8", "fp8"] = "auto"

@@ -75,6 +75,11 @@ def test_more_memory_for_keys_and_values_than_the_weights_leave_is_refused(monke
     assert placed(kv_bytes=9_900_000 - int(found[1].replace(",", ""))).kv_tokens > 0
 
 
+def test_a_cpu_keeps_memory_for_half_of_the_slots_at_full_length() -> None:
+    """For one slot its whole context; more slots than that share."""
+    assert [placed(max_slots=slots, max_context=100).kv_tokens for slots in (1, 2, 8)] == [128, 128, 512]
+
+
 def test_a_model_that_does_not_fit_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason says how many bytes are missing, before a weight is read."""
     monkeypatch.setattr(devices, "free_bytes", lambda: 1_000_000)

@@ -95,11 +95,13 @@ class Batcher:
     def batch(self, layout: Layout) -> ContiguousBatch:
         """Turn a layout into tensors. Its decode rows are in the order of their blocks, as groups want them."""
         spans = layout.spans
-        counts = torch.tensor([span.count for span in spans])
-        last = counts.cumsum(0)
         where = torch.tensor([(block.offset, block.size, span.start) for span in spans for block in (_block(span),)])
-        offsets, sizes, starts = where.repeat_interleave(counts, 0).unbind(1)
-        positions = starts + torch.arange(len(layout.ids)) - (last - counts).repeat_interleave(counts)
+        offsets, sizes, positions = where.unbind(1)
+        if len(spans) > layout.decodes:
+            counts = torch.tensor([span.count for span in spans])
+            offsets, sizes, starts = where.repeat_interleave(counts, 0).unbind(1)
+            within = torch.arange(len(layout.ids)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+            positions = starts + within
         rows = self._cache.rows(offsets, sizes, positions)
         decodes = layout.decodes
         ids = layout.ids + [0] * (-len(layout.ids) % PAD) if len(spans) > decodes else layout.ids

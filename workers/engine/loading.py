@@ -200,7 +200,7 @@ def _shard(
 
 
 def _cpu_kv_tokens(plan: ShardPlan, engine: EngineSettings) -> int:
-    """Whole blocks for what all slots need, up to FARM_ENGINE__KV_BYTES or a quarter of what is free.
+    """Whole blocks for half of the slots at full length, up to FARM_ENGINE__KV_BYTES or a quarter of what is free.
 
     Raises ModelRefused if the setting asks for more than the weights leave, or if that is less than a block.
     """
@@ -209,7 +209,8 @@ def _cpu_kv_tokens(plan: ShardPlan, engine: EngineSettings) -> int:
     if engine.kv_bytes is not None and engine.kv_bytes > room:
         raise _too_much(engine.kv_bytes, room)
     limit = min(room, free // 4) if engine.kv_bytes is None else engine.kv_bytes
-    wanted = engine.max_slots * block_size(engine.max_context)
+    # Few sequences get so long, and memory that is never used would be taken from others.
+    wanted = max(1, engine.max_slots // 2) * block_size(engine.max_context)
     tokens = min(wanted, limit // plan.kv_token_bytes) // MIN_BLOCK * MIN_BLOCK
     if not tokens:
         raise _too_little(limit, MIN_BLOCK, plan.kv_token_bytes)

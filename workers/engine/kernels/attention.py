@@ -134,7 +134,11 @@ def weigh(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: floa
     query, out: [batch, queries, head_dim]; keys, values: [batch, length, head_dim]
     bias: [batch, queries, length], fp32.
     """
-    if query.dtype is torch.float32:
+    if query.dtype is torch.float32 and query.shape[1] == 1 and query.device.type == "cpu":
+        # Keys times a column rather than a row times keys: MKL reads long keys a quarter faster.
+        columns = torch.baddbmm(bias.transpose(1, 2), keys, query.transpose(1, 2), alpha=scale)
+        scores = columns.transpose(1, 2)
+    elif query.dtype is torch.float32:
         scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=scale)
     else:
         scores = torch.bmm(query, keys.transpose(1, 2)).float().mul_(scale).add_(bias)
