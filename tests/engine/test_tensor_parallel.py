@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from benchmarks.byte_bpe import FIRST_BYTE
 from benchmarks.workload import save_bloom
 from farm.errors import ModelRefused
 from farm.settings import EngineSettings, ModelSettings
+from tests.conftest import wait_until
 from tests.engine import reference, scarce_rank
 from tests.engine.driving import bloom, drive
+from tests.engine.test_process import engine
 from workers.engine.bloom import Bloom
-from workers.engine.checkpoint import BloomConfig, find_checkpoint
+from workers.engine.checkpoint import BloomConfig, Checkpoint, find_checkpoint
 from workers.engine.engine import Engine
 from workers.engine.kv.arena import Block
 from workers.engine.kv.manager import Copy
@@ -63,6 +65,12 @@ def ranked(folder: Path | str, ranks: int = 2, **engine: Any) -> Iterator[Bloom]
 def _rank_processes() -> list[psutil.Process]:
     """Children of this process that are ranks, or are about to be."""
     return [child for child in psutil.Process().children() if "--fd" in child.cmdline()]
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return True
 
 
 def _check(folder: Path, adds: list[Add], engine: Engine, arrive: list[int]) -> None:
@@ -153,6 +161,33 @@ def test_a_rank_that_finds_a_damaged_part_refuses_the_model(at: int, tmp_path: P
     with pytest.raises(ModelRefused, match=r"h\.1\.mlp\.dense_4h_to_h\.weight holds NaN or infinity"):
         bloom(folder, tensor_parallel=2)
     assert _rank_processes() == []
+
+
+def test_weights_that_are_in_no_files_are_not_shared(tmp_path: Path) -> None:
+    """Other ranks read the checkpoint's files, whatever rank 0 was given: it is refused before a process is started."""
+    folder = str(save_bloom(tmp_path / "bloom", SHAPE))
+
+    def made_up(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Weights:
+        raise AssertionError("nothing was to be read")
+
+    with pytest.raises(ModelRefused, match=r"TENSOR_PARALLEL=2 has each rank read its part .* are in none; unset it"):
+        Bloom(ModelSettings(id=folder), EngineSettings(tensor_parallel=2, threads=1), open_weights=made_up)
+    assert _rank_processes() == []
+
+
+def test_ranks_that_are_killed_while_they_load_leave_nothing_behind(tmp_path: Path) -> None:
+    """No file in the folder for temporary ones, also where nobody could clean up, and no process."""
+    folder, temporary = save_bloom(tmp_path / "bloom", SHAPE), tmp_path / "temporary"
+    temporary.mkdir()
+    setting = {"FARM_MODEL__ID": str(folder), "FARM_ENGINE__TENSOR_PARALLEL": "2", "TMPDIR": str(temporary)}
+    with engine(**setting) as (_, process):
+        rank_0 = psutil.Process(process.pid)
+        wait_until(rank_0.children, why="the other rank to start", timeout_s=60)
+        [other] = rank_0.children()
+        process.kill()
+        process.wait()
+        wait_until(lambda: _is_gone(other), why="the other rank to end", timeout_s=20)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("rank", [0, 1])

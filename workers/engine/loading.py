@@ -131,9 +131,17 @@ def load_shards(
     threads: int,
     open_weights: OpenWeights = Weights,
 ) -> list[Shard]:
-    """Load each stage straight to its device. ``threads`` are shared out. Raises ModelRefused for damaged weights."""
+    """Load each stage straight to its device. ``threads`` are shared out.
+
+    Raises ModelRefused for damaged weights, and for ranks whose weights are to come from ``open_weights``.
+    """
     stages = placement.plan.stages
     if placement.plan.ranks > 1:
+        if open_weights is not Weights:
+            raise ModelRefused(
+                f"FARM_ENGINE__TENSOR_PARALLEL={placement.plan.ranks} has each rank read its part of a checkpoint's "
+                "files, and these weights are in none; unset it, or save them as a checkpoint"
+            )
         ranks = load_ranks(
             checkpoint,
             placement.plan,

@@ -10,19 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import weakref
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import structlog
 from torch import Tensor, distributed
@@ -51,10 +48,12 @@ class Ranks:
 
         setups: of every rank; ``meeting`` is chosen here.
         """
-        folder = Path(tempfile.mkdtemp(prefix="farm-ranks-"))  # for this user alone
-        setups = [replace(setup, meeting=str(folder / "meeting")) for setup in setups]
-        self._children = [_Child(setup) for setup in setups[1:]]
-        self._end = weakref.finalize(self, _end, self._children, folder)
+        # A file in memory that these processes alone have: it is gone when they are, however they end. It stays open,
+        # since the group may open it again by its number, which must not be another file's by then.
+        meeting = os.memfd_create("farm-ranks")
+        setups = [replace(setup, meeting=f"/proc/self/fd/{meeting}") for setup in setups]
+        self._children = [_Child(setup, meeting) for setup in setups[1:]]
+        self._end = weakref.finalize(self, _end, self._children)
         try:
             self._member = Member(checkpoint, setups[0])
             for child in self._children:
@@ -63,7 +62,6 @@ class Ranks:
         except BaseException:
             self.close()
             raise
-        shutil.rmtree(folder)
 
     def run(self, layout: Layout, hidden: Tensor | None) -> Tensor:  # noqa: ARG002
         """Compute a step; see ``pipeline.Shard``. Raises RankShortage.
@@ -93,7 +91,8 @@ class Ranks:
 class _Child:
     """A rank other than 0, as this process sees it."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, meeting: int) -> None:
+        """meeting: a file descriptor that it inherits under the same number."""
         self.rank = setup.rank
         self._is_closing = False
         ours, theirs = socket.socketpair()
@@ -101,7 +100,7 @@ class _Child:
             # Closing our end tells it to go, and the kernel kills it with this thread: it may be frozen.
             self._process = subprocess.Popen(
                 [*launcher(signal.SIGKILL), *_PROGRAM, "--fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), meeting],
                 stdin=subprocess.DEVNULL,
             )
         self._connection = Connection(ours.detach())
@@ -143,9 +142,8 @@ class _Child:
         os._exit(EXIT_RANK_LOST)
 
 
-def _end(children: list[_Child], folder: Path) -> None:
+def _end(children: list[_Child]) -> None:
     for child in children:
         child.kill()
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    shutil.rmtree(folder, ignore_errors=True)

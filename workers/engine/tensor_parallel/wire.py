@@ -23,7 +23,7 @@ class Setup:
     """All that a rank needs to load its part and to meet the others.
 
     folder: of the checkpoint.  device, dtype: torch's names.  slots: sequences at once.  threads: of this rank.
-    meeting: a file in a private folder, over which the ranks find each other.  timeout_s: for that.
+    meeting: a file that every rank has open, over which they find each other.  timeout_s: for that.
     """
 
     folder: str
