@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from workers.engine.presets import PRESETS, parameters
 from workers.engine.shard_plan import Device, ShardPlan, StagePlan
 from workers.engine.tensor_parallel.plan import check_shares, plan_ranks, rank_devices
 from workers.exits import EXIT_REFUSED
+from workers.visible_gpus import BUS_ORDER
 
 
 def config_of(model: ModelSettings) -> BloomConfig:
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("--reserve", type=int, help="bytes kept free on each device")
     parser.add_argument("--length", type=int, action="append", default=[], help="tokens of sequences to count")
     args = parser.parse_args()
+    os.environ.setdefault("CUDA_DEVICE_ORDER", BUS_ORDER)  # as the engine does
     try:
         settings = load_settings()
         config = config_of(settings.model)

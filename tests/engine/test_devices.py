@@ -6,7 +6,6 @@ No GPU is needed: what torch and NVML would say of one is put in their place.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +26,6 @@ from workers.engine.loading import place
 from workers.engine.process import load_model
 from workers.engine.protocol import Add, SamplingParams
 from workers.engine.shard_plan import Device, ModelTooLarge
-from workers.gpus import holders
 
 GIB = 1 << 30
 NO_DRIVER = (
@@ -48,7 +46,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         self._patch = monkeypatch
         self.free: list[int | str] = []
-        self.holders: dict[int, list[tuple[int, int]]] = {}
+        self.holders: dict[str, list[tuple[int, int]]] = {}
         self.refusal: str | None = None
         self.driver = tmp_path / "version"
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -56,7 +54,8 @@ class Machine:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(self.free))
         monkeypatch.setattr(torch.cuda, "mem_get_info", self._memory)
         monkeypatch.setattr(torch.cuda, "init", self._init)
-        monkeypatch.setattr(devices, "holders", lambda index: self.holders.get(index, []))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", self._properties)
+        monkeypatch.setattr(devices, "holders", lambda uuid: self.holders.get(uuid, []))
         monkeypatch.setattr(devices, "_DRIVER", self.driver)
 
     def _memory(self, index: int) -> tuple[int, int]:
@@ -68,6 +67,10 @@ class Machine:
     def _init(self) -> None:
         if self.refusal is not None:
             raise RuntimeError(self.refusal)
+
+    def _properties(self, index: int) -> SimpleNamespace:
+        self._init()
+        return SimpleNamespace(uuid=f"uuid-of-{index}")
 
 
 @pytest.fixture
@@ -88,8 +91,9 @@ def test_a_machine_without_gpus_serves_from_its_cpu(machine: Machine) -> None:
     assert [device.name for device in own_devices()] == ["cpu"]
     machine.driver.touch()
     with pytest.MonkeyPatch.context() as hidden:
-        hidden.setenv("CUDA_VISIBLE_DEVICES", "")
-        assert [device.name for device in own_devices()] == ["cpu"]
+        for nothing in ("", "-1", "NoDevFiles"):
+            hidden.setenv("CUDA_VISIBLE_DEVICES", nothing)
+            assert [device.name for device in own_devices()] == ["cpu"]
 
 
 def test_gpus_behind_an_old_driver_are_not_passed_over(machine: Machine) -> None:
@@ -154,7 +158,7 @@ def test_a_cpu_and_gpus_are_not_mixed(machine: Machine) -> None:
 def test_too_little_free_memory_names_who_holds_it(machine: Machine) -> None:
     """The missing bytes, and the processes with a GiB or more; this one's own memory is no news."""
     machine.free = [GIB // 1024]
-    machine.holders = {0: [(4711, 20 * GIB), (12, GIB // 2), (os.getpid(), 2 * GIB)]}
+    machine.holders = {"uuid-of-0": [(4711, 20 * GIB), (12, GIB // 2), (os.getpid(), 2 * GIB)]}
     with pytest.raises(
         ModelTooLarge, match=r"bytes are missing on cuda:0.*; process 4711 holds [\d,]+ bytes of cuda:0: "
     ) as said:
@@ -164,31 +168,6 @@ def test_too_little_free_memory_names_who_holds_it(machine: Machine) -> None:
     assert said.value.missing
     machine.holders = {}
     assert held_by_others([Device("cuda:0", 1), Device("cpu", 1)]) == ""
-
-
-def test_holders_are_those_of_the_gpu_that_cuda_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NVML counts all GPUs, CUDA those that CUDA_VISIBLE_DEVICES names; a size that is not told is no size."""
-
-    asked = []
-
-    def processes(handle: str) -> list[SimpleNamespace]:
-        if handle == "gpu 5":
-            raise OSError("not supported")
-        asked.append(handle)
-        return [SimpleNamespace(pid=7, usedGpuMemory=GIB), SimpleNamespace(pid=8, usedGpuMemory=None)]
-
-    nvml = SimpleNamespace(
-        NVMLError=OSError,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: f"gpu {index}",
-        nvmlDeviceGetHandleByUUID=lambda name: name,
-        nvmlDeviceGetComputeRunningProcesses=processes,
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc,5")
-    assert holders(0) == holders(1) == [(7, GIB)]
-    assert asked == ["gpu 3", "GPU-abc"]
-    assert holders(2) == holders(9) == []
 
 
 def test_a_gpu_that_is_not_here_is_one_line_of_the_command() -> None:

@@ -8,6 +8,7 @@ import signal
 from multiprocessing.connection import Connection
 
 from workers.engine.process import serve
+from workers.visible_gpus import BUS_ORDER
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     # looks 300,000 times, and with others on the same two cores steps take 20 times as long; never looking halves the
     # speed of a machine that is ours alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", BUS_ORDER)
     parser = argparse.ArgumentParser(prog="python -m workers.engine", description="The engine process of a worker.")
     parser.add_argument("--fd", type=int, required=True, help="file descriptor of the inherited socket")
     serve(Connection(parser.parse_args().fd))

@@ -15,6 +15,7 @@ from farm.errors import ModelRefused
 from workers.engine.machine import free_bytes
 from workers.engine.shard_plan import Device
 from workers.gpus import holders
+from workers.visible_gpus import hides_all
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _HELD_BYTES = 1 << 30
@@ -33,7 +34,8 @@ def own_devices() -> list[Device]:
     if count:
         return [_gpu(index) for index in range(count)]
     wrong = gpu_trouble()
-    if torch.version.cuda is not None and _DRIVER.exists() and wrong is not None and not _hides_gpus():
+    is_meant = hides_all(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if torch.version.cuda is not None and _DRIVER.exists() and wrong is not None and not is_meant:
         raise ModelRefused(f"this machine has GPUs, but {wrong}; or set FARM_ENGINE__DEVICES=cpu to do without")
     return [Device("cpu", free_bytes())]
 
@@ -78,7 +80,8 @@ def held_by_others(devices: Sequence[Device]) -> str:
     """Which of these GPUs others have memory of, and who, for a message; "" if none."""
     said = []
     for name in dict.fromkeys(device.name for device in devices if device.name.startswith(_GPU)):
-        found = holders(int(name.removeprefix(_GPU)))
+        uuid = _uuid(int(name.removeprefix(_GPU)))
+        found = holders(uuid) if uuid is not None else []
         taken = [(pid, held) for pid, held in found if pid != os.getpid() and held >= _HELD_BYTES]
         said += [f"process {pid} holds {held:,} bytes of {name}" for pid, held in taken]
     return f"{', '.join(said)}: end it, or name other GPUs in FARM_ENGINE__DEVICES" if said else ""
@@ -92,6 +95,16 @@ def _gpu(index: int) -> Device:
     except RuntimeError as error:  # an unusable driver, a card that fell off the bus, one held exclusively
         raise ModelRefused(f"{_GPU}{index} can't be used: {_first_sentence(error)}; {_remedy(error)}") from error
     return Device(f"{_GPU}{index}", free)
+
+
+def _uuid(index: int) -> str | None:
+    """What a GPU is called whoever counts; None if torch can't say."""
+    import torch
+
+    try:
+        return str(torch.cuda.get_device_properties(index).uuid)
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError):
+        return None
 
 
 def _remedy(error: RuntimeError) -> str:
@@ -109,8 +122,3 @@ def _first_sentence(error: RuntimeError) -> str:
     """What went wrong, without torch's advice after it, in one line."""
     first = str(error).strip().partition("\n")[0]
     return first.partition(". ")[0].rstrip(". ")
-
-
-def _hides_gpus() -> bool:
-    """Whether whoever started this process gave it no GPU."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
