@@ -36,6 +36,14 @@ TOO_OLD = (
     "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading "
     "and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
 )
+NOT_YET = (
+    "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices() that "
+    "might have already set an error? Error 802: system not yet initialized"
+)
+OTHER_DRIVER = NOT_YET.replace(
+    "802: system not yet initialized", "803: system has unsupported display driver / cuda driver combination"
+)
+NO_GPUS = "No CUDA GPUs are available"
 BUSY = "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors might be reported later."
 SHAPE = BloomConfig(vocab=300, hidden=64, layers=2, heads=4)
 
@@ -100,25 +108,49 @@ def test_gpus_behind_an_old_driver_are_not_passed_over(machine: Machine) -> None
     """A worker that would compute on the CPU instead, at a hundredth of the speed, says so and what to do."""
     machine.driver.touch()
     machine.refusal = TOO_OLD
-    with pytest.raises(ModelRefused, match=r"too old \(found version 11040\); update the driver.*DEVICES=cpu") as said:
+    with pytest.raises(
+        ModelRefused, match=r"too old \(found version 11040\); it knows CUDA up to 11.4: update.*cpu"
+    ) as said:
         own_devices()
     assert "\n" not in str(said.value)
+    # torch counts GPUs by NVML where it can, which an old driver answers.
+    machine.free = [TOO_OLD]
+    with pytest.raises(
+        ModelRefused, match=r"^cuda:0 can't be used: .*found version 11040\); it knows CUDA up to 11.4: up"
+    ):
+        own_devices()
 
 
 @pytest.mark.parametrize(
     ("refusal", "said"),
     [
-        (NO_DRIVER, "no NVIDIA driver on your system; install NVIDIA's driver"),
-        (TOO_OLD, "too old .*; update the driver"),
+        (NO_DRIVER, "no NVIDIA driver on your system; install NVIDIA's driver, give a container its GPUs"),
+        (TOO_OLD, "too old .*; it knows CUDA up to 11.4: update the driver"),
+        (NOT_YET, "Error 802: system not yet initialized; start NVIDIA's fabric manager"),
+        (OTHER_DRIVER, "Error 803: system has unsupported display driver .*; restart the machine"),
+        (NO_GPUS, "No CUDA GPUs are available; nvidia-smi says whether"),
     ],
+    ids=["no driver", "old driver", "no fabric", "two drivers", "no card"],
 )
-def test_a_named_gpu_without_a_driver_is_refused(machine: Machine, refusal: str, said: str) -> None:
-    """The line names the GPU, what there is, why, and the remedy."""
+def test_a_named_gpu_that_cuda_does_not_start_for_is_refused(machine: Machine, refusal: str, said: str) -> None:
+    """The line names the GPU, what there is, why, and the remedy for just that."""
     machine.refusal = refusal
     with pytest.raises(
         ModelRefused, match=f"names 'cuda:0'.* this machine has cpu: CUDA 13.0 does not start: .*{said}"
     ):
         named_devices(["cuda:0"])
+
+
+@pytest.mark.parametrize("named", [["cuda:0"], ["cuda"], []], ids=["an index", "no index", "unset"])
+def test_a_variable_that_leaves_no_gpu_is_named(
+    named: list[str], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever set CUDA_VISIBLE_DEVICES to a GPU that is not there reads that this is why."""
+    machine.driver.touch()
+    machine.refusal = NO_GPUS
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
+    with pytest.raises(ModelRefused, match="CUDA_VISIBLE_DEVICES=9 leaves none: name GPUs that nvidia-smi -L lists"):
+        _ = named_devices(named) if named else own_devices()
 
 
 def test_a_torch_without_cuda_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,10 +172,31 @@ def test_an_index_that_is_not_there_names_those_that_are(machine: Machine, monke
 
 
 def test_a_gpu_that_can_not_be_asked_is_refused_in_one_line(machine: Machine) -> None:
-    """A card that another process holds for itself, say."""
-    machine.free = [BUSY]
-    with pytest.raises(ModelRefused, match=r"^cuda:0 can't be used: CUDA error: .* unavailable; end the process"):
-        own_devices()
+    """A card that another process holds for itself, say, or one that is full; with the process, if the driver tells."""
+    for refusal in (BUSY, "CUDA error: out of memory\nCUDA kernel errors might be reported later."):
+        machine.free, machine.holders = [GIB, refusal], {}
+        with pytest.raises(ModelRefused, match=r"^cuda:1 can't be used: CUDA error: [^\n]*; end the process") as said:
+            own_devices()
+        assert "\n" not in str(said.value)
+        machine.holders = {"uuid-of-1": [(4711, 20 * GIB)], "uuid-of-0": [(12, 20 * GIB)]}
+        with pytest.raises(ModelRefused, match=r"; process 4711 holds 21,474,836,480 bytes of cuda:1: end it, or"):
+            own_devices()
+
+
+def test_what_torch_raises_when_it_starts_late_is_a_refusal_too(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error for calls that waited for CUDA is no RuntimeError."""
+
+    def late() -> None:
+        raise torch.cuda.DeferredCudaCallError(
+            "CUDA call failed lazily at initialization with error: X\n\nCUDA call was"
+        )
+
+    assert machine.free == []
+    monkeypatch.setattr(torch.cuda, "init", late)
+    with pytest.raises(ModelRefused, match="does not start: CUDA call failed lazily at initialization with error: X; "):
+        named_devices(["cuda:0"])
 
 
 def test_a_cpu_and_gpus_are_not_mixed(machine: Machine) -> None:

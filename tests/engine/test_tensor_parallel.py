@@ -176,7 +176,8 @@ def test_weights_that_are_in_no_files_are_not_shared(tmp_path: Path) -> None:
 
 
 def test_ranks_that_are_killed_while_they_load_leave_nothing_behind(tmp_path: Path) -> None:
-    """No file in the folder for temporary ones, also where nobody could clean up, and no process."""
+    """No file in the folder for temporary ones, also where nobody could clean up, and no process. Until then every rank
+    numbers GPUs as nvidia-smi does, unless told otherwise."""
     folder, temporary = save_bloom(tmp_path / "bloom", SHAPE), tmp_path / "temporary"
     temporary.mkdir()
     setting = {"FARM_MODEL__ID": str(folder), "FARM_ENGINE__TENSOR_PARALLEL": "2", "TMPDIR": str(temporary)}
@@ -184,6 +185,7 @@ def test_ranks_that_are_killed_while_they_load_leave_nothing_behind(tmp_path: Pa
         rank_0 = psutil.Process(process.pid)
         wait_until(rank_0.children, why="the other rank to start", timeout_s=60)
         [other] = rank_0.children()
+        assert other.environ()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         process.kill()
         process.wait()
         wait_until(lambda: _is_gone(other), why="the other rank to end", timeout_s=20)

@@ -7,6 +7,7 @@ line what was found and what is needed.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,18 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 _HELD_BYTES = 1 << 30
 """What others hold of a GPU is named from this much on: a context of one's own takes some hundred MB."""
 _GPU = "cuda:"
+_NUMBERED = re.compile(r"Error \d+: .+")
+_OLD_DRIVER = re.compile(r"found version (\d+)")
+_REMEDIES = {
+    "no NVIDIA driver": "install NVIDIA's driver, give a container its GPUs (docker run --gpus all), or set "
+    "FARM_ENGINE__DEVICES=cpu",
+    "system not yet initialized": "start NVIDIA's fabric manager (systemctl start nvidia-fabricmanager), which GPUs "
+    "behind an NVSwitch wait for",
+    "driver combination": "restart the machine, so that the driver that is loaded is the one that is installed",
+    "forward compatibility": "update the driver, or take the cuda-compat package out of LD_LIBRARY_PATH",
+}
+"""By what torch or CUDA says."""
+_TAKEN = ("busy or unavailable", "exclusive", "out of memory")
 
 
 def own_devices() -> list[Device]:
@@ -50,7 +63,7 @@ def named_devices(names: list[str]) -> list[Device]:
     here = ["cpu", *(f"{_GPU}{index}" for index in range(torch.cuda.device_count()))]
     wrong = [name for name in names if name not in here]
     if wrong:
-        trouble = gpu_trouble() if wrong[0].startswith(_GPU) else None
+        trouble = gpu_trouble() if wrong[0].startswith("cuda") and len(here) == 1 else None
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         cut = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None and not trouble else ""
         raise ModelRefused(
@@ -70,9 +83,8 @@ def gpu_trouble() -> str | None:
         return f"torch {torch.__version__} is built without CUDA; install a build with it"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        # Of several lines: "Found no NVIDIA driver on your system", "… driver on your system is too old (found …)".
-        return f"CUDA {torch.version.cuda} does not start: {_first_sentence(error)}; {_remedy(error)}"
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
+        return f"CUDA {torch.version.cuda} does not start: {_reason(error)}; {_remedy(error)}"
     return None
 
 
@@ -90,11 +102,14 @@ def held_by_others(devices: Sequence[Device]) -> str:
 def _gpu(index: int) -> Device:
     import torch
 
+    name = f"{_GPU}{index}"
     try:
         free, _total = torch.cuda.mem_get_info(index)
-    except RuntimeError as error:  # an unusable driver, a card that fell off the bus, one held exclusively
-        raise ModelRefused(f"{_GPU}{index} can't be used: {_first_sentence(error)}; {_remedy(error)}") from error
-    return Device(f"{_GPU}{index}", free)
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
+        # An unusable driver, a card that fell off the bus, one held exclusively, one without room for a context.
+        held = held_by_others([Device(name, 0)]) if _is_taken(error) else ""
+        raise ModelRefused(f"{name} can't be used: {_reason(error)}; {held or _remedy(error)}") from error
+    return Device(name, free)
 
 
 def _uuid(index: int) -> str | None:
@@ -107,18 +122,30 @@ def _uuid(index: int) -> str | None:
         return None
 
 
-def _remedy(error: RuntimeError) -> str:
-    text = str(error)
-    if "too old" in text:
-        return "update the driver, or install a torch for an older CUDA"
-    if "no NVIDIA driver" in text:
-        return "install NVIDIA's driver, or set FARM_ENGINE__DEVICES=cpu"
-    if "busy or unavailable" in text or "exclusive" in text or "out of memory" in text:
-        return "end the process that holds it (nvidia-smi shows it), or name other GPUs in FARM_ENGINE__DEVICES"
-    return "nvidia-smi says whether the driver sees it"
+def _reason(error: Exception) -> str:
+    """What went wrong, without torch's advice around it, in one line.
 
-
-def _first_sentence(error: RuntimeError) -> str:
-    """What went wrong, without torch's advice after it, in one line."""
+    It says "Found no NVIDIA driver on your system. Please …", "… driver on your system is too old (found …). Please …",
+    "Unexpected error from …. Did you …? Error 802: system not yet initialized".
+    """
     first = str(error).strip().partition("\n")[0]
-    return first.partition(". ")[0].rstrip(". ")
+    numbered = _NUMBERED.search(first)
+    return numbered[0] if numbered else first.partition(". ")[0].rstrip(". ")
+
+
+def _remedy(error: Exception) -> str:
+    text, visible = str(error), os.environ.get("CUDA_VISIBLE_DEVICES")
+    old = _OLD_DRIVER.search(text)
+    if old:
+        newest = f"{int(old[1]) // 1000}.{int(old[1]) % 1000 // 10}"
+        return f"it knows CUDA up to {newest}: update the driver, or install a torch for an older CUDA"
+    if "No CUDA GPUs" in text and visible is not None:
+        return f"CUDA_VISIBLE_DEVICES={visible} leaves none: name GPUs that nvidia-smi -L lists, or unset it"
+    if _is_taken(error):
+        return "end the process that holds it (nvidia-smi shows it), or name other GPUs in FARM_ENGINE__DEVICES"
+    known = (remedy for said, remedy in _REMEDIES.items() if said in text)
+    return next(known, "nvidia-smi says whether the driver sees it")
+
+
+def _is_taken(error: Exception) -> bool:
+    return any(said in str(error) for said in _TAKEN)
