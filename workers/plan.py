@@ -1,7 +1,7 @@
 """``python -m workers.plan``: a model over devices, as JSON. ``farm plan`` asks it, as ``farm/`` may not load torch.
 
-Model, dtype and context come from FARM_ settings. Reads a configuration and no weights; this machine's own GPUs are
-asked for their free memory, which takes some of it for that moment.
+Model, dtype, context and slots come from FARM_ settings. Reads a configuration and no weights; this machine's own GPUs
+are asked for their free memory, which takes some of it for that moment.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from workers.engine.checkpoint import BloomConfig, find_config
 from workers.engine.devices import named_devices, own_devices
 from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import bytes_of_shapes
-from workers.engine.planner import plan_shards, reserved
+from workers.engine.planner import plan_shards
 from workers.engine.presets import PRESETS, parameters
+from workers.engine.reserve import reserved
 from workers.engine.shard_plan import Device, ShardPlan, StagePlan
 from workers.engine.tensor_parallel.plan import check_shares, plan_ranks, rank_devices
 from workers.exits import EXIT_REFUSED
@@ -37,12 +38,13 @@ def config_of(model: ModelSettings) -> BloomConfig:
     return find_config(model.id, model.revision)
 
 
-def as_json(plan: ShardPlan, reserve: int | None, lengths: list[int]) -> dict[str, Any]:
-    """The plan and what follows from it; every ``bytes`` is a count."""
+def as_json(plan: ShardPlan, slots: int, reserve: int | None, lengths: list[int]) -> dict[str, Any]:
+    """The plan for so many slots and what follows from it; every ``bytes`` is a count."""
     return {
         "parameters": parameters(plan.config),
         "dtype": plan.dtype,
         "context": plan.context,
+        "slots": slots,
         "tensor_parallel": plan.ranks,
         "stages": [_stage(stage, reserve) for stage in plan.stages],
         "idle": [device.name for device in plan.idle],
@@ -73,6 +75,7 @@ def _stage(stage: StagePlan, reserve: int | None) -> dict[str, Any]:
         "device": stage.device.name,
         "device_bytes": stage.device.bytes,
         "reserve_bytes": reserved(stage.device.bytes, reserve),
+        "logits_bytes": stage.logits_bytes,
         "first_layer": stage.layers.start if stage.layers else None,
         "layers": len(stage.layers),
         "has_embedding": stage.has_embedding,
@@ -88,7 +91,7 @@ def main() -> None:
     """Print the plan. Exits with 78 and a line on stderr for a model that is refused or does not fit."""
     parser = argparse.ArgumentParser(prog="python -m workers.plan", description="Plan a model over devices.")
     parser.add_argument("--devices", help="bytes of each, with commas between them; those of the settings unless given")
-    parser.add_argument("--reserve", type=int, help="bytes kept free on each device")
+    parser.add_argument("--reserve", type=int, help="bytes kept free on each device, beside logits")
     parser.add_argument("--length", type=int, action="append", default=[], help="tokens of sequences to count")
     args = parser.parse_args()
     os.environ.setdefault("CUDA_DEVICE_ORDER", BUS_ORDER)  # as the engine does
@@ -103,16 +106,18 @@ def main() -> None:
         if dtype == "auto":
             dtype = "float32" if devices[0].name == "cpu" else "bfloat16"
         context, ranks = settings.engine.max_context, settings.engine.tensor_parallel
+        slots = settings.engine.max_slots
         if ranks > 1:
             check_shares(config, ranks, settings.engine.quantization, settings.engine.kv_dtype)
             devices = rank_devices(devices, ranks)
-            plan = plan_ranks(config, dtype, devices, context=context, reserve=args.reserve)
+            plan = plan_ranks(config, dtype, devices, context=context, slots=slots, reserve=args.reserve)
         else:
             plan = plan_shards(
                 config,
                 dtype,
                 devices,
                 context=context,
+                slots=slots,
                 reserve=args.reserve,
                 quantization=settings.engine.quantization,
                 kv_dtype=settings.engine.kv_dtype,
@@ -120,7 +125,7 @@ def main() -> None:
     except FarmError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EXIT_REFUSED) from None
-    found = {"model": settings.model.id, **as_json(plan, args.reserve, args.length)}
+    found = {"model": settings.model.id, **as_json(plan, slots, args.reserve, args.length)}
     sys.stdout.write(json.dumps(found) + "\n")
 
 

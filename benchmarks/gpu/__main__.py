@@ -94,9 +94,10 @@ class Session:
         """The engine's: slots for the largest batch, room for all of them, prompts in large pieces."""
         options = self.options
         longest = max(options.context + SLACK + options.steps, options.prefill + 16, 400)
-        plan = plan_shards(self.config, options.dtype, named_devices([options.device]), context=longest)
-        token_bytes = self.config.layers * layer_token_bytes(self.config, options.dtype)
         slots = max(options.batch)
+        device = named_devices([options.device])
+        plan = plan_shards(self.config, options.dtype, device, context=longest, slots=slots)
+        token_bytes = self.config.layers * layer_token_bytes(self.config, options.dtype)
         # A CPU gives each sequence a block of a power of two tokens.
         wanted = slots * (1 << (longest - 1).bit_length()) * token_bytes
         room = plan.stages[0].kv_bytes

@@ -45,6 +45,7 @@ class PlanFailed(FarmError):
         "farm plan --model bigscience/bloom --devices 8x80GB --dtype bf16 --json | jq .kv_tokens",
         "farm plan --model bigscience/bloom-7b1 --devices 2x10GiB --tensor-parallel 2",
         "farm plan --model ./my-bloom --devices 16GiB,24GiB --context 4096 --length 500",
+        "farm plan --model bigscience/bloom-7b1 --devices 24GiB --slots 256",
         "farm plan --model bigscience/bloom-7b1 --devices 2x10GiB --quantization int8 --kv-dtype int8",
         "farm plan                              FARM_MODEL__ID on this machine",
     ),
@@ -106,6 +107,14 @@ def plan(
             show_default="FARM_ENGINE__MAX_CONTEXT, 2048",
         ),
     ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Sequences at once; where the head is, room is kept for their logits.",
+            show_default="FARM_ENGINE__MAX_SLOTS, 64",
+        ),
+    ] = None,
     length: Annotated[
         list[int] | None,
         typer.Option(metavar="N", min=1, help="Count sequences of this many tokens too.", show_default=False),
@@ -114,7 +123,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory kept free on each device, for activations and CUDA.",
+            help="Memory kept free on each device, for activations and CUDA; logits come on top.",
             show_default="1GiB, at most an eighth",
         ),
     ] = None,
@@ -127,6 +136,7 @@ def plan(
     """
     engine: dict[str, object] = given(
         max_context=context,
+        max_slots=slots,
         tensor_parallel=tensor_parallel,
         kv_dtype=_one_of("--kv-dtype", kv_dtype, KV_DTYPES),
     )
@@ -233,6 +243,16 @@ def _holds(stage: dict[str, Any]) -> str:
     return ", ".join(filter(None, (layers, *ends)))
 
 
+def _logits(found: dict[str, Any]) -> str:
+    """What is kept free beside that, for the slots' logits."""
+    most = max(found["stages"], key=lambda stage: stage["logits_bytes"])
+    of = f" of {most['device']}" if len(found["stages"]) > 1 else ""
+    slots = "1 sequence" if found["slots"] == 1 else f"{found['slots']:,} sequences"
+    # Other ranks keep some as well, for their own parts.
+    kept = f"up to {size(most['logits_bytes'])}" if found["tensor_parallel"] > 1 else size(most["logits_bytes"]) + of
+    return f"and {kept} for the logits of {slots}"
+
+
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     several = len(found["stages"]) > 1
     ranks = found["tensor_parallel"]
@@ -250,6 +270,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{found['parameters']:,}"),
         ("weights", size(found["weight_bytes"]) + (f", {size(copied)} of it {copies}" if copied else "")),
         ("kept free", kept + (" on each device" if several else "")),
+        ("", _logits(found)),
         (
             "KV cache",
             f"{found['kv_blocks']:,} blocks of {found['kv_block_tokens']} = {found['kv_tokens']:,} tokens, "

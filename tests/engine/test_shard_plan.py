@@ -21,8 +21,9 @@ from workers.engine.empty_model import EmptyModel
 from workers.engine.kv.eight_bits import EightBitPages
 from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import ModuleBytes, bytes_of_shapes, layer_token_bytes
-from workers.engine.planner import plan_shards, reserved, with_reserve
+from workers.engine.planner import plan_shards
 from workers.engine.presets import PRESETS, parameters
+from workers.engine.reserve import logits_bytes, reserved
 from workers.engine.shard_plan import Device, ModelTooLarge, ShardPlan
 from workers.engine.stage import Stage
 from workers.engine.weights import HEAD, Weights
@@ -58,7 +59,9 @@ def check(plan: ShardPlan, devices: list[Device], reserve: int | None = None) ->
     )
     for stage in plan.stages:
         kv_bytes = plan.kv_tokens * len(stage.layers) * layer_token_bytes(plan.config, plan.dtype)
-        assert stage.weight_bytes + kv_bytes + reserved(stage.device.bytes, reserve) <= stage.device.bytes
+        kept = reserved(stage.device.bytes, reserve) + stage.logits_bytes
+        assert stage.weight_bytes + kv_bytes + kept <= stage.device.bytes
+        assert bool(stage.logits_bytes) == stage.has_head
         assert kv_bytes <= stage.kv_bytes
     assert plan.sequences(plan.context) >= 1
 
@@ -159,7 +162,7 @@ def test_every_layer_is_somewhere_and_no_device_is_exceeded(
 
     def planned(extra: list[int]) -> ShardPlan:
         devices = gpus(*map(sum, zip(sizes, extra, strict=True)))
-        plan = plan_shards(config, "float16", devices, context=context, reserve=reserve)
+        plan = plan_shards(config, "float16", devices, context=context, slots=2, reserve=reserve)
         check(plan, devices, reserve)
         return plan
 
@@ -179,7 +182,7 @@ def brute_force(
     config: BloomConfig, parts: ModuleBytes, sizes: list[int], context: int
 ) -> tuple[int, int | float] | None:
     """The least largest read over all ways to cut, and the most KV tokens with it, by trying every one."""
-    token = layer_token_bytes(config, "float32")
+    token, logits = layer_token_bytes(config, "float32"), logits_bytes(config.vocab, 2, "float32")
     units, found = config.layers + 2, []
     for cuts in combinations_with_replacement(range(units + 1), len(sizes) - 1):
         reads, tokens, fits = [], [], True
@@ -190,7 +193,7 @@ def brute_force(
             first, last = start == 0, stop == units
             embedding = parts.embedding if first or (last and config.tied) else 0
             weights = embedding + blocks * parts.block + first * parts.embedding_norm + last * parts.final_norm
-            weights += last * (0 if config.tied else parts.head)
+            weights += last * (logits + (0 if config.tied else parts.head))
             reads.append(
                 blocks * parts.block + first * parts.embedding_norm + last * (parts.final_norm + parts.embedding)
             )
@@ -208,7 +211,7 @@ def test_the_balance_is_the_best_there_is(config: BloomConfig, sizes: list[int])
     """No other cut that fits has a faster slowest stage, or as fast a one and more room for keys and values."""
     best = brute_force(config, bytes_of_shapes(config, "float32"), sizes, 32)
     try:
-        plan = plan_shards(config, "float32", gpus(*sizes), context=32, reserve=0)
+        plan = plan_shards(config, "float32", gpus(*sizes), context=32, slots=2, reserve=0)
     except ModelTooLarge:
         assert best is None
     else:
@@ -216,10 +219,10 @@ def test_the_balance_is_the_best_there_is(config: BloomConfig, sizes: list[int])
 
 
 def test_the_head_weighs_as_five_blocks_on_7b1() -> None:
-    """The last of four stages holds six layers fewer: the head is read whole in every step."""
+    """The last of four stages with room enough holds six layers fewer: the head is read whole in every step."""
     parts = bytes_of_shapes(BLOOM_7B1, "bfloat16")
     assert 5.0 < parts.head / parts.block < 5.2
-    plan = plan_shards(BLOOM_7B1, "bfloat16", gpus(*[16 * GIB] * 4))
+    plan = plan_shards(BLOOM_7B1, "bfloat16", gpus(*[80 * GIB] * 4))
     assert [len(stage.layers) for stage in plan.stages] == [9, 9, 9, 3]
     assert plan.imbalance < 1.03
     assert plan.filled_step_bytes is not None
@@ -250,7 +253,7 @@ def test_devices_too_many_are_the_last_ones() -> None:
 
 def test_keys_and_values_are_counted_in_blocks() -> None:
     """A sequence takes whole blocks, and the stage with the least room decides for all."""
-    plan = plan_shards(SMALL, "float32", gpus(700_000, 900_000), context=100, reserve=0)
+    plan = plan_shards(SMALL, "float32", gpus(700_000, 900_000), context=100, slots=1, reserve=0)
     assert plan.kv_tokens == min(stage.kv_tokens for stage in plan.stages if stage.kv_tokens is not None)
     assert plan.kv_blocks * PAGE == plan.kv_tokens
     assert plan.sequences(16) == plan.kv_blocks
@@ -278,15 +281,6 @@ def test_a_refusal_names_bytes_and_remedies(dtype: str, sizes: list[int], said: 
     assert unsaid not in str(refused.value)
 
 
-def test_a_reserve_is_kept() -> None:
-    """A gibibyte of a large device and an eighth of a small one stay free, unless told otherwise."""
-    assert reserved(80 * GIB, None) == reserved(8 * GIB, None) == GIB
-    assert reserved(4 * GIB, None) == GIB // 2
-    assert reserved(4 * GIB, 7) == 7
-    for need in (1, 1000, 7 * GIB - 1, 7 * GIB, 50 * GIB):
-        assert with_reserve(need, None) - reserved(with_reserve(need, None), None) >= need
-
-
 def test_one_device_is_planned_without_transformers() -> None:
     """A worker on one device does not pay the seconds that transformers and accelerate take to load."""
     code = (
@@ -299,6 +293,8 @@ def test_one_device_is_planned_without_transformers() -> None:
 
 
 H, LAYERS, VOCAB = 4096, 30, 250_880
+BLOCK_BF16 = 2 * (12 * H * H + 13 * H)
+"""A block by hand: 12 h^2 weights, 13 h of biases and norms."""
 BLOCK_INT8 = 12 * H * H + 4 * (3 * H + H + 4 * H + H) + 2 * 13 * H
 """A block by hand: 12 h^2 bytes, an fp32 scale for each of 9 h rows, 13 h of biases and norms in bfloat16."""
 HEAD_INT8 = VOCAB * H + 4 * VOCAB
@@ -312,7 +308,8 @@ def test_eight_bits_are_counted() -> None:
     assert plan.step_bytes == LAYERS * BLOCK_INT8 + HEAD_INT8 + 2 * 4 * H
     assert plan.weight_bytes == plan.step_bytes + 2 * VOCAB * H
     assert plan.kv_token_bytes == KV_INT8 == 253_440
-    assert plan.kv_tokens == (23 * GIB - plan.weight_bytes) // KV_INT8 // PAGE * PAGE
+    logits = 64 * VOCAB * 16  # the head's product in int32 and fp32, its scales, and the logits
+    assert plan.kv_tokens == (23 * GIB - plan.weight_bytes - logits) // KV_INT8 // PAGE * PAGE
     fp8 = plan_shards(BLOOM_7B1, "bfloat16", gpus(24 * GIB), quantization="int8", kv_dtype="fp8")
     assert fp8.kv_tokens == plan.kv_tokens
 
@@ -366,7 +363,7 @@ def test_bloom_7b1_fits_small_cards(count: int, gib: int, eight: bool, layers: l
     assert [len(stage.layers) for stage in plan.stages] == layers
     assert plan.kv_tokens == kv_tokens
     # By hand: the first device has the embedding with its norm beside its layers, and decides here.
-    block = BLOCK_INT8 if eight else 2 * (12 * H * H + 13 * H)
+    block = BLOCK_INT8 if eight else BLOCK_BF16
     token = (KV_INT8 if eight else 491_520) // LAYERS * layers[0]
     kept = min(GIB, gib * GIB // 8)
     room = gib * GIB - kept - layers[0] * block - 2 * VOCAB * H - 2 * 2 * H

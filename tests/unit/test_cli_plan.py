@@ -102,6 +102,7 @@ def test_a_plan_is_json_for_programs() -> None:
     found = farm(*BLOOM, "--devices", "4x16GiB", "--dtype", "bf16", "--length", 100, "--json").json
     assert [stage["layers"] for stage in found["stages"]] == [9, 9, 9, 3]
     assert [stage["first_layer"] for stage in found["stages"]] == [0, 9, 18, 27]
+    assert (found["slots"], found["stages"][-1]["logits_bytes"]) == (64, 38 * 250_880 * 64)
     assert found["parameters"] == 7_069_016_064
     assert found["kv_blocks"] * found["kv_block_tokens"] == found["kv_tokens"]
     assert [row["tokens"] for row in found["sequences"]] == [100, 256, 1024, 2048]
@@ -110,8 +111,9 @@ def test_a_plan_is_json_for_programs() -> None:
 
 def test_a_plan_is_a_table_for_people() -> None:
     """Each stage has a row, and what fits stands below; lines fit a narrow terminal."""
-    said = farm(*BLOOM, "--devices", "2x16GiB")
+    said = farm(*BLOOM, "--devices", "2x16GiB", "--slots", 256)
     assert said.code == 0
+    assert "and 2.4 GB of cuda:1 for the logits of 256 sequences" in said.out
     assert "bigscience/bloom-7b1 in bfloat16 on 2 devices" in said.out
     assert "0-17, embedding" in said.out
     assert "18-29, head" in said.out
@@ -126,6 +128,7 @@ def test_ranks_share_every_layer() -> None:
     assert {(stage["layers"], stage["weight_bytes"]) for stage in found["stages"]} == {(30, found["weight_bytes"] // 4)}
     said = farm(*BLOOM, "--devices", "2x10GiB", "--tensor-parallel", 2)
     assert "1/2 of all" in said.out
+    assert "and up to 193 MB for the logits of 64 sequences" in said.out
     assert "copies of norms and biases" in said.out
     assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80
     refused = farm(*BLOOM, "--devices", "3x10GiB", ENGINE__TENSOR_PARALLEL=3)
@@ -144,7 +147,7 @@ def test_what_does_not_fit_is_1() -> None:
     """A model that is too large ends with 1 and one line: the missing bytes and the remedy."""
     said = farm(*BLOOM, "--devices", "2x8GiB", "--dtype", "fp32")
     assert (said.code, said.out) == (1, "")
-    assert "19,367,362,560 bytes are missing, 9,683,681,280 on cuda:0, 9,683,681,280 on cuda:1" in said.err
+    assert "19,945,390,080 bytes are missing, 9,683,681,280 on cuda:0, 10,261,708,800 on cuda:1" in said.err
     assert said.err.startswith("farm: ")
     assert len(said.err.splitlines()) == 1
 

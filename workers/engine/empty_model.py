@@ -55,18 +55,21 @@ class EmptyModel:
             is_tied=self._config.tied,
         )
 
-    def filled_step_bytes(self, budgets: Sequence[int], kv_bytes: int) -> int | None:
+    def filled_step_bytes(self, budgets: Sequence[int], kv_bytes: int, logits_bytes: int) -> int | None:
         """What the slowest stage reads in a step when accelerate places the model, None unless all of it fits.
 
-        budgets: bytes of each device for weights and keys and values.  kv_bytes: room for the latter in each layer.  It
-        fills one device after the other, puts a tied head beside the embedding and leaves room for one more module on
-        the first device.
+        budgets: bytes of each device for all of these.  kv_bytes: room for keys and values in each layer.
+        logits_bytes: beside the head.  It fills one device after the other, puts a tied head beside the embedding and
+        leaves room for one more module on the first device.
         """
         parts = self.module_bytes()
-        for block in self.model.transformer.h:
-            # Keys and values weigh as a buffer of the block, so that its device has room for them.
-            kv = torch.empty(kv_bytes, dtype=torch.int8, device="meta")
-            block.register_buffer("kv", kv, persistent=False)
+        # Keys and values weigh as a buffer of the block, so that its device has room for them, and logits of the head.
+        for module, count in [
+            *((block, kv_bytes) for block in self.model.transformer.h),
+            (self.model.lm_head, logits_bytes),
+        ]:
+            kept = torch.empty(count, dtype=torch.int8, device="meta")
+            module.register_buffer("kept", kept, persistent=False)
         with _quiet("accelerate.utils.modeling"):  # it warns of each planned device that is not in this machine
             placed: dict[str, int | str] = infer_auto_device_map(
                 self.model,

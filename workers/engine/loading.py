@@ -79,16 +79,18 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     dtype = _DTYPES[name]
     # A CPU that has no room for whole sequences of the longest context serves shorter ones.
     context = MIN_BLOCK if on_cpu else engine.max_context
-    reserve = 0 if on_cpu else None
+    # Its keys and values get a quarter of the free memory at most, which leaves enough for all else.
+    reserve, slots = (0, 0) if on_cpu else (None, engine.max_slots)
     try:
         if in_ranks:
-            plan = plan_ranks(config, name, devices, context=context, reserve=reserve)
+            plan = plan_ranks(config, name, devices, context=context, slots=slots, reserve=reserve)
         else:
             plan = plan_shards(
                 config,
                 name,
                 devices,
                 context=context,
+                slots=slots,
                 reserve=reserve,
                 quantization=engine.quantization,
                 kv_dtype=engine.kv_dtype,

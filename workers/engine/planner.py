@@ -19,14 +19,8 @@ from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import ModuleBytes, bytes_of_shapes, layer_token_bytes
 from workers.engine.partition import cheapest_cut
 from workers.engine.presets import parameters
+from workers.engine.reserve import logits_bytes, reserved, with_reserve
 from workers.engine.shard_plan import Device, ModelTooLarge, ShardPlan, StagePlan
-
-RESERVE_BYTES = 1 << 30
-"""Kept free on a device for what is neither weights nor keys and values: CUDA's context and libraries' workspaces,
-activations of a prefill chunk, fp32 logits over 250,880 tokens (1 MB a row), fragmentation."""
-
-RESERVE_SHARE = 8
-"""A device under 8 GiB keeps this part of its memory free instead: an eighth."""
 
 NAMED = 8
 """Devices that a refusal names; a line of more is read by nobody."""
@@ -38,6 +32,7 @@ def plan_shards(
     devices: Sequence[Device],
     *,
     context: int = 2048,
+    slots: int = 64,
     reserve: int | None = None,
     quantization: str | None = None,
     kv_dtype: str = "auto",
@@ -45,7 +40,8 @@ def plan_shards(
     """Plan a Bloom over devices, in their order.
 
     dtype: float32, bfloat16 or float16.  context: tokens of the longest sequence; at least one such must fit.
-    reserve: bytes kept free on each device, RESERVE_BYTES or an eighth of it unless given.
+    slots: sequences at once, for whose logits the device with the head keeps room; 0 keeps none.
+    reserve: bytes kept free on each device beside that, RESERVE_BYTES or an eighth of it unless given.
     quantization, kv_dtype: what weights, and keys and values, are kept in, as the settings name it.
     Raises ModelTooLarge, which names the missing bytes.
     """
@@ -54,38 +50,28 @@ def plan_shards(
     if len(devices) == 1 or quantization is not None:
         # accelerate does not know how the engine keeps 8-bit weights.
         parts = bytes_of_shapes(config, dtype, quantization)
-        return _Planner(config, dtype, devices, context, reserve, parts, quantization, kv_dtype).plan()
+        return _Planner(config, dtype, devices, context, slots, reserve, parts, quantization, kv_dtype).plan()
     # Here because it takes seconds, and one device does without.
     from workers.engine.empty_model import EmptyModel
 
     model = EmptyModel(config, dtype)
-    planner = _Planner(config, dtype, devices, context, reserve, model.module_bytes(), None, kv_dtype)
+    planner = _Planner(config, dtype, devices, context, slots, reserve, model.module_bytes(), None, kv_dtype)
     plan = planner.plan()
     kv_bytes = planner.kv_tokens * planner.token_bytes
-    return replace(plan, filled_step_bytes=model.filled_step_bytes(planner.budgets, kv_bytes))
-
-
-def reserved(total: int, reserve: int | None) -> int:
-    """Bytes kept free on a device of so many."""
-    return min(RESERVE_BYTES, total // RESERVE_SHARE) if reserve is None else reserve
-
-
-def with_reserve(need: int, reserve: int | None) -> int:
-    """Bytes of the device that has ``need`` left beside its reserve."""
-    if reserve is not None:
-        return need + reserve
-    return min(need + RESERVE_BYTES, -(-need * RESERVE_SHARE // (RESERVE_SHARE - 1)))
+    filled = model.filled_step_bytes(planner.budgets, kv_bytes, planner.logits_bytes)
+    return replace(plan, filled_step_bytes=filled)
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Units of a Bloom in a row: embedding, blocks, head. Bytes of weights held and read in a step."""
+    """Units of a Bloom in a row: embedding, blocks, head. Bytes of weights held and read in a step, and of logits."""
 
     layers: range
     has_embedding: bool
     has_head: bool
     weight_bytes: int
     step_bytes: int
+    logits_bytes: int
 
 
 class _Planner:
@@ -97,6 +83,7 @@ class _Planner:
         dtype: str,
         devices: Sequence[Device],
         context: int,
+        slots: int,
         reserve: int | None,
         parts: ModuleBytes,
         quantization: str | None,
@@ -108,9 +95,12 @@ class _Planner:
         self._context, self._reserve = context, reserve
         self._quantization, self._kv_dtype = quantization, kv_dtype
         self.token_bytes = layer_token_bytes(config, dtype, kv_dtype)
+        # Keys and values in 8 bits are computed by torch's reference, whose logits the host draws from.
+        samples_there = kv_dtype == "auto"
+        self.logits_bytes = logits_bytes(config.vocab, slots, dtype, quantization, samples_there=samples_there)
         self._units = config.layers + 2
         self._runs = {
-            (start, stop): _run(parts, config.layers, start, stop)
+            (start, stop): _run(parts, config.layers, start, stop, self.logits_bytes)
             for start in range(self._units)
             for stop in range(start + 1, self._units + 1)
         }
@@ -158,7 +148,8 @@ class _Planner:
             has_head=run.has_head,
             weight_bytes=run.weight_bytes,
             step_bytes=run.step_bytes,
-            kv_bytes=self.budgets[index] - run.weight_bytes,
+            logits_bytes=run.logits_bytes,
+            kv_bytes=self._room(index, run),
             kv_tokens=self._kv_tokens(index, run),
         )
 
@@ -175,13 +166,16 @@ class _Planner:
 
         return cheapest_cut(self._units, len(self._devices), of, join)
 
+    def _room(self, device: int, run: _Run) -> int:
+        return self.budgets[device] - run.weight_bytes - run.logits_bytes
+
     def _need(self, run: _Run, kv_tokens: int) -> int:
-        return run.weight_bytes + len(run.layers) * self.token_bytes * kv_tokens
+        return run.weight_bytes + run.logits_bytes + len(run.layers) * self.token_bytes * kv_tokens
 
     def _kv_tokens(self, device: int, run: _Run) -> int | None:
         if not run.layers:
             return None
-        return _whole_blocks((self.budgets[device] - run.weight_bytes) // (len(run.layers) * self.token_bytes))
+        return _whole_blocks(self._room(device, run) // (len(run.layers) * self.token_bytes))
 
     def _check_room(self) -> None:
         """Raise ModelTooLarge unless the weights and one sequence fit."""
@@ -189,12 +183,14 @@ class _Planner:
         if not any(missing):
             return
         weights_fit = not any(self._missing(PAGE))
+        fewer_slots_do = not any(self._missing(self.kv_tokens, with_logits=False))
         lacks = "has room for its weights but not for" if weights_fit else "does not fit with"
         remedies = [
             "bfloat16" if self._dtype == "float32" else "",
             "" if self._quantization else "8-bit weights (FARM_ENGINE__QUANTIZATION=int8)",
             "8-bit keys and values (FARM_ENGINE__KV_DTYPE=int8)" if weights_fit and self._kv_dtype == "auto" else "",
             "a shorter context (FARM_ENGINE__MAX_CONTEXT)" if weights_fit else "",
+            "fewer slots (FARM_ENGINE__MAX_SLOTS)" if fewer_slots_do else "",
             "more devices or larger ones",
         ]
         raise ModelTooLarge(
@@ -211,13 +207,14 @@ class _Planner:
             named[NAMED:] = [f"up to {max(missing):,} on each of {len(named) - NAMED} more"]
         return f"{sum(missing):,} bytes are missing, {', '.join(named)}"
 
-    def _missing(self, kv_tokens: int) -> list[int]:
+    def _missing(self, kv_tokens: int, *, with_logits: bool = True) -> list[int]:
         """Bytes to add to each device so that all fits: the most on one device is least, then their sum."""
 
         def lack(device: int, start: int, stop: int) -> int:
             if start == stop:
                 return 0
-            need = self._need(self._runs[start, stop], kv_tokens)
+            run = self._runs[start, stop]
+            need = self._need(run, kv_tokens) - (0 if with_logits else run.logits_bytes)
             if need <= self.budgets[device]:
                 return 0
             return with_reserve(need, self._reserve) - self._devices[device].bytes
@@ -234,7 +231,7 @@ class _Planner:
         return [lack(device, start, stop) for device, (start, stop) in enumerate(zip(starts, stops, strict=True))]
 
 
-def _run(parts: ModuleBytes, layers: int, start: int, stop: int) -> _Run:
+def _run(parts: ModuleBytes, layers: int, start: int, stop: int, logits: int) -> _Run:
     """Unit 0 is the embedding, unit ``layers + 1`` the head, those between are the blocks."""
     blocks = range(max(start, 1) - 1, max(min(stop, layers + 1), 1) - 1)
     has_embedding, has_head = start == 0, stop == layers + 2
@@ -244,6 +241,7 @@ def _run(parts: ModuleBytes, layers: int, start: int, stop: int) -> _Run:
         has_head=has_head,
         weight_bytes=parts.held(blocks, has_embedding=has_embedding, has_head=has_head),
         step_bytes=parts.read(blocks, has_embedding=has_embedding, has_head=has_head),
+        logits_bytes=logits if has_head else 0,
     )
 
 

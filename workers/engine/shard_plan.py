@@ -36,7 +36,8 @@ class Device:
 class StagePlan:
     """What one device holds. ``kv_bytes`` is the room left for keys and values; ``kv_tokens`` fit it.
 
-    step_bytes: weights read in a step.  kv_tokens: whole blocks; None for a stage without layers, which holds none.
+    step_bytes: weights read in a step.  logits_bytes: kept for the logits of all slots and what tokens are drawn with.
+    kv_tokens: whole blocks; None for a stage without layers, which holds none.
     """
 
     device: Device
@@ -45,6 +46,7 @@ class StagePlan:
     has_head: bool
     weight_bytes: int
     step_bytes: int
+    logits_bytes: int
     kv_bytes: int
     kv_tokens: int | None
 

@@ -11,8 +11,8 @@ from farm.errors import ModelRefused
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import layer_token_bytes
-from workers.engine.planner import reserved, with_reserve
 from workers.engine.presets import parameters
+from workers.engine.reserve import gathered_bytes, reserved, with_reserve
 from workers.engine.shard_plan import Device, ModelTooLarge, ShardPlan, StagePlan
 from workers.engine.tensor_parallel.cut import Rank
 
@@ -52,11 +52,17 @@ def rank_devices(devices: list[Device], ranks: int) -> list[Device]:
 
 
 def plan_ranks(
-    config: BloomConfig, dtype: str, devices: Sequence[Device], *, context: int = 2048, reserve: int | None = None
+    config: BloomConfig,
+    dtype: str,
+    devices: Sequence[Device],
+    *,
+    context: int = 2048,
+    slots: int = 64,
+    reserve: int | None = None,
 ) -> ShardPlan:
     """Plan a Bloom over one rank for each device.
 
-    dtype, context and reserve: as in ``planner.plan_shards``.
+    dtype, context, slots and reserve: as in ``planner.plan_shards``.
     Raises ModelRefused for heads that can't be shared, ModelTooLarge with the bytes missing on each device.
     """
     count = len(devices)
@@ -66,9 +72,10 @@ def plan_ranks(
     stages, missing = [], []
     for number, device in enumerate(devices):
         rank = Rank(number, count)
-        held = rank.held_bytes(config, dtype)
-        room = max(0, device.bytes - reserved(device.bytes, reserve)) - held
-        missing.append(with_reserve(held + one_sequence, reserve) - device.bytes if room < one_sequence else 0)
+        held, logits = rank.held_bytes(config, dtype), gathered_bytes(config.vocab, slots, number, count)
+        room = max(0, device.bytes - reserved(device.bytes, reserve)) - held - logits
+        need = with_reserve(held + logits + one_sequence, reserve)
+        missing.append(need - device.bytes if room < one_sequence else 0)
         stages.append(
             StagePlan(
                 device=device,
@@ -77,6 +84,7 @@ def plan_ranks(
                 has_head=True,
                 weight_bytes=held,
                 step_bytes=rank.read_bytes(config, dtype),
+                logits_bytes=logits,
                 kv_bytes=room,
                 kv_tokens=room // token_bytes // PAGE * PAGE,
             )
