@@ -2,9 +2,10 @@
 
 accelerate weighs transformers' own model, empty and tied, and its ``infer_auto_device_map`` makes the first plan: it
 fills one device after the other, which leaves the first ones slow and the last ones idle. What is ours is the balance:
-a pipeline is as fast as its slowest stage, and decoding is bound by the weights that a stage reads in a step, so layers
-are cut into runs such that the largest read is least, and of those cuts the one with most room for keys and values is
-taken. One device needs no plan: transformers and accelerate, which take seconds to load, are not loaded for it.
+a pipeline is as fast as its slowest stage, and decoding is bound by the weights that a stage reads in a step. What it
+gives in a second is its sequences over its slowest step: so of the cuts whose largest read is within a twentieth of the
+least, the one with the most tokens' room, as far as slots can use it, for each byte of that read is taken. One device
+needs no plan: transformers and accelerate, which take seconds to load, are not loaded for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import inf
 
 from workers.engine.checkpoint import BloomConfig
@@ -21,6 +23,9 @@ from workers.engine.partition import cheapest_cut
 from workers.engine.presets import parameters
 from workers.engine.reserve import logits_bytes, reserved, with_reserve
 from workers.engine.shard_plan import Device, ModelTooLarge, ShardPlan, StagePlan
+
+SLOWER_PART = 20
+"""Steps may take this part of the quickest one's time longer, a twentieth, for the room that it gives."""
 
 NAMED = 8
 """Devices that a refusal names; a line of more is read by nobody."""
@@ -95,6 +100,7 @@ class _Planner:
         self._context, self._reserve = context, reserve
         self._quantization, self._kv_dtype = quantization, kv_dtype
         self.token_bytes = layer_token_bytes(config, dtype, kv_dtype)
+        self._usable = max(1, slots) * self.kv_tokens
         # Keys and values in 8 bits are computed by torch's reference, whose logits the host draws from.
         samples_there = kv_dtype == "auto"
         self.logits_bytes = logits_bytes(config.vocab, slots, dtype, quantization, samples_there=samples_there)
@@ -106,21 +112,13 @@ class _Planner:
         }
 
     def plan(self) -> ShardPlan:
-        """The least largest read, then the most KV tokens, then the most even. Raises ModelTooLarge."""
+        """The most usable tokens for each byte of a nearly least read, then the most even. Raises ModelTooLarge."""
         self._check_room()
-        largest, _ = self._cut(max, lambda _, run: run.step_bytes)
-
-        # The most KV tokens on the tightest stage: the fewest short of what the roomiest device could hold.
-        most = max(self.budgets) // self.token_bytes
-
-        def lacking(device: int, run: _Run) -> float:
-            tokens = self._kv_tokens(device, run)
-            return inf if run.step_bytes > largest else 0 if tokens is None else most - tokens
-
-        fewest, _ = self._cut(max, lacking)
+        largest, tokens = self._best()
 
         def uneven(device: int, run: _Run) -> float:
-            return inf if lacking(device, run) > fewest else run.step_bytes**2
+            is_worse = run.step_bytes > largest or self._tokens_short(device, run) > self._usable - tokens
+            return inf if is_worse else run.step_bytes**2
 
         _, stops = self._cut(operator.add, uneven)
         stages, idle, start = [], [], 0
@@ -139,6 +137,26 @@ class _Planner:
             quantization=self._quantization,
             kv_dtype=self._kv_dtype,
         )
+
+    def _best(self) -> tuple[int, int]:
+        """The largest read of the cut to take, and the usable tokens that fit its tightest stage."""
+        least = int(self._cut(max, lambda _, run: run.step_bytes)[0])
+        limit = least + least // SLOWER_PART
+        reads = sorted({run.step_bytes for run in self._runs.values() if least <= run.step_bytes <= limit})
+        found = [(read, self._usable_tokens(read)) for read in reads]
+        return max(found, key=lambda choice: Fraction(choice[1], choice[0]))  # of equals the first: the least read
+
+    def _usable_tokens(self, largest: int) -> int:
+        """The most usable tokens on the tightest stage, of all cuts without a larger read than this."""
+        fewest, _ = self._cut(
+            max, lambda device, run: inf if run.step_bytes > largest else self._tokens_short(device, run)
+        )
+        return self._usable - int(fewest)
+
+    def _tokens_short(self, device: int, run: _Run) -> int:
+        """Tokens that slots could use and that do not fit."""
+        tokens = self._kv_tokens(device, run)
+        return 0 if tokens is None else max(0, self._usable - tokens)
 
     def _stage(self, index: int, run: _Run) -> StagePlan:
         return StagePlan(
