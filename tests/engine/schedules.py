@@ -88,7 +88,11 @@ class Schedules(RuleBasedStateMachine):
         busy = [*step.decodes, *(chunk.sequence for chunk in step.chunks)]
         assert len(busy) == len(set(map(id, busy)))
         if not self.lookahead:
-            assert not any(id(s) in map(id, busy) for other in self.in_flight for s in _busy(other))
+            # Only tokens of a prompt are known while others of it are in flight.
+            ahead = {id(s) for other in self.in_flight for s in _busy(other)}
+            assert not any(id(s) in ahead for s in step.decodes)
+            sampled = {id(s) for other in self.in_flight for s in other.sampled}
+            assert not any(id(s) in sampled for s in busy)
         assert len(step.decodes) <= -(-running // self.depth)
         for sequence in busy:
             assert _holds(sequence) >= sequence.computed + sequence.in_flight > sequence.computed

@@ -123,6 +123,26 @@ def test_long_prompts_are_paced_beside_decoding_sequences_only() -> None:
     assert [chunk.count for chunk in beside.chunks] == [16, 100]
 
 
+def test_stages_share_out_prompts_as_they_share_out_decoding_sequences() -> None:
+    """Beside decoding sequences a prompt is spread over steps, so that no stage waits for a neighbour with more to do;
+    alone it is cut in as many parts as there are stages, and these follow each other without a wait."""
+    scheduler = Scheduler(8, ContiguousKV(8192), 128, depth=2)
+    scheduler.add(_sequence([1] * 120))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    assert [chunk.count for chunk in (*first.chunks, *second.chunks)] == [60, 60]
+    beside = Scheduler(8, ContiguousKV(8192), 128, depth=2)
+    for token in (1, 2):
+        _prefill(beside, _sequence([token] * 5))
+        beside.running[-1].append(0)
+    beside.add(_sequence([3] * 120))
+    for known in (16, 16, 16):
+        step = beside.schedule()
+        assert step is not None
+        assert [chunk.count for chunk in step.chunks] == [known]
+
+
 def test_the_pace_follows_what_steps_take() -> None:
     """A step with prompt tokens takes at most the set multiple of one without, as far as was seen."""
     pacer = Pacer(3.0, 128)
