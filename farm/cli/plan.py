@@ -270,7 +270,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{found['parameters']:,}"),
         ("weights", size(found["weight_bytes"]) + (f", {size(copied)} of it {copies}" if copied else "")),
         ("kept free", kept + (" on each device" if several else "")),
-        ("", _logits(found)),
+        *([("", _logits(found))] if any(stage["logits_bytes"] for stage in found["stages"]) else []),
         (
             "KV cache",
             f"{found['kv_blocks']:,} blocks of {found['kv_block_tokens']} = {found['kv_tokens']:,} tokens, "
