@@ -65,7 +65,7 @@ def _decode(attention: Attention, texts: Texts, poison: float) -> None:
     query = texts.normal(len(texts.lengths), heads, head_dim).to(dtype)
     newest = torch.stack([kv[-1] for kv in texts.kv])  # [rows, 2, heads, head_dim]
     qkv = torch.stack([query, newest[:, 0], newest[:, 1]], 2).to(DEVICE)  # [rows, heads, 3, head_dim]
-    pages, out = texts.pages.to(DEVICE), torch.full_like(query, poison, device=DEVICE)
+    pages, out = texts.pages.to(DEVICE, copy=True), torch.full_like(query, poison, device=DEVICE)
     lengths = torch.tensor(texts.lengths, dtype=torch.int32, device=DEVICE)
     attention.decode(qkv, pages, texts.tables.to(DEVICE), lengths, texts.slopes.to(DEVICE), out)
     wanted = torch.stack([texts.attend(query[i], i, length - 1) for i, length in enumerate(texts.lengths)])
