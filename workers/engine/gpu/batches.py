@@ -71,5 +71,5 @@ class MixedBatch:
         pages, slopes, first = self._pages.layers[layer], self._pages.slopes, self._decodes
         if first:
             self._attention.decode(qkv[:first], pages, self._tables, self._lengths, slopes, out[:first])
-        pages[:, self._page, :, self._slot] = qkv[first:, :, 1:].permute(0, 2, 1, 3)  # [tokens, 2, heads, head_dim]
+        self._attention.store(qkv[first:], pages, self._page, self._slot)
         self._attention.prefill(qkv, pages, self._chunks, slopes, out)
