@@ -51,7 +51,7 @@ class Texts:
         order = torch.randperm(len(lengths) * width, generator=self.generator)
         self.tables = order.int().view(len(lengths), width).clone()
         self.pages = PageLayer.of(len(order) + 1, heads, head_dim, dtype, torch.device("cpu"), kept)
-        (self.pages.numbers if self.pages.scales is None else self.pages.scales).fill_(poison)
+        self.pages.tensors()[-1].fill_(poison)  # scales where there are some: no byte of int8 is poison
         for table, length in zip(self.tables, lengths, strict=True):
             table[-(-length // PAGE) :] = len(order)  # behind a text's end lies what must not be read
 
@@ -73,15 +73,13 @@ class Texts:
 
 def on_device(pages: PageLayer) -> PageLayer:
     """A copy of a layer, where kernels run."""
-    scales = None if pages.scales is None else pages.scales.to(DEVICE, copy=True)
-    return PageLayer(pages.numbers.to(DEVICE, copy=True), scales, pages.kept)
+    numbers, *scales = [tensor.to(DEVICE, copy=True) for tensor in pages.tensors()]
+    return PageLayer(numbers, scales[0] if scales else None, pages.kept)
 
 
 def same(one: PageLayer, other: PageLayer) -> bool:
     """Whether two layers hold the same, poison included."""
-    pairs = [(one.numbers, other.numbers)]
-    if one.scales is not None and other.scales is not None:
-        pairs.append((one.scales, other.scales))
+    pairs = zip(one.tensors(), other.tensors(), strict=True)
     return all(torch.equal(a.cpu().nan_to_num(7.0), b.cpu().nan_to_num(7.0)) for a, b in pairs)
 
 

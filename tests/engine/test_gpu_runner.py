@@ -135,9 +135,7 @@ def _launched(folder: Path, kv_dtype: str = "auto") -> Bloom:
 def test_padding_touches_no_page_that_a_sequence_may_hold(kv_dtype: str, folder: Path) -> None:
     """A step of 5 rows in a bucket of 8 writes 5 keys into its own pages, and else into a page of nobody's alone."""
     shard = _launched(folder, kv_dtype)._runner._shards[0]
-    buffers = [
-        buffer for layer in shard._pages.layers for buffer in (layer.numbers, layer.scales) if buffer is not None
-    ]
+    buffers = [buffer for layer in shard._pages.layers for buffer in layer.tensors()]
     assert len(buffers) == SHAPE.layers * (1 if kv_dtype == "auto" else 2)
     for pages in buffers:
         pages.fill_(7)

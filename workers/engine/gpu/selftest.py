@@ -86,7 +86,7 @@ class _Trial:
         self.tables = order.int().view(len(LENGTHS), width)
         self.exact = PageLayer.of(len(order) + 1, heads, head_dim, torch.float32, torch.device("cpu"), kept)
         self.here = PageLayer.of(len(order) + 1, heads, head_dim, dtype, device, kept)
-        (self.here.numbers if self.here.scales is None else self.here.scales).fill_(torch.nan)
+        self.here.tensors()[-1].fill_(torch.nan)  # the scales, where there are some
         for table, length in zip(self.tables, LENGTHS, strict=True):
             page, slot = _places(table, torch.arange(length - 1))
             kv = self.normal(length - 1)[:, :, 1:]
@@ -133,10 +133,7 @@ class _Trial:
 
     def _not_stored(self, what: str, places: list[tuple[Tensor, Tensor]]) -> str | None:
         """Both layers must hold the same there, to the last bit."""
-        pairs = [(self.here.numbers, self.exact.numbers)]
-        if self.here.scales is not None and self.exact.scales is not None:
-            pairs.append((self.here.scales, self.exact.scales))
-        for got, wanted in pairs:
+        for got, wanted in zip(self.here.tensors(), self.exact.tensors(), strict=True):
             for page, slot in places:
                 if not torch.equal(got.cpu().float()[:, page, :, slot], wanted.float()[:, page, :, slot]):
                     return f"{what} does not store its keys and values"

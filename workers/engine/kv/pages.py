@@ -41,6 +41,10 @@ class PageLayer:
         scales = None if kept is None else torch.zeros(2, pages, heads, PAGE, 1, device=device)
         return cls(numbers, scales, kept)
 
+    def tensors(self) -> list[Tensor]:
+        """All that is kept, each [2, pages, heads, PAGE, numbers of a token]."""
+        return [self.numbers] if self.scales is None else [self.numbers, self.scales]
+
     def write(self, page: Tensor, slot: Tensor, kv: Tensor) -> None:
         """Store new tokens. page, slot: [tokens]; kv: [tokens, heads, 2, head_dim]."""
         if self.scales is not None and self.kept is not None:
