@@ -5,6 +5,7 @@ A CPU in float32 is served by the native library where that loads, else by torch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,9 +63,9 @@ class Placement:
         """The bookkeeping of an empty KV cache."""
         return PagedKV(self.kv_tokens, caching) if self.is_paged else ContiguousKV(self.kv_tokens, caching)
 
-    def kernels(self, shards: list[DeviceShard]) -> str:
-        """What computes, for people: as "native on cpu" or "triton on cuda:0". shards: those that are launched."""
-        names = sorted({shard.kernels for shard in shards}) or ["native" if self.is_native else "torch"]
+    def kernels(self, shards: Sequence[Shard | DeviceShard]) -> str:
+        """What computes, for people: as "native on cpu" or "triton on cuda:0"."""
+        names = sorted({shard.kernels for shard in shards})
         devices = ", ".join(stage.device.name for stage in self.plan.stages)
         ranks = f" in {self.plan.ranks} ranks" if self.plan.ranks > 1 else ""
         return f"{' and '.join(names)} on {devices}{ranks}"
@@ -144,6 +145,8 @@ def load_shards(
             is_paged=placement.is_paged,
             kv_tokens=placement.kv_tokens,
             slots=engine.max_slots,
+            context=min(engine.max_context, placement.kv_tokens),
+            native=engine.native == "auto",
             threads=threads,
             timeout_s=engine.load_timeout_s,
         )

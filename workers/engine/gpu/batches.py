@@ -13,6 +13,27 @@ from workers.engine.kv.pages import PageBuffers
 from workers.engine.layout import Layout
 
 
+class StepBatches:
+    """Makes a batch of any step, unpadded, one step at a time."""
+
+    def __init__(self, pages: PageBuffers, attention: Attention, slots: int, context: int) -> None:
+        """context: tokens of the longest sequence."""
+        self._pages = pages
+        self._attention = attention
+        self._inputs = DecodeInputs(slots, context, 0, pages.device)
+
+    def batch(self, layout: Layout) -> DecodeBatch | MixedBatch:
+        """Turn a layout into tensors."""
+        pages, attention, inputs = self._pages, self._attention, self._inputs
+        ids = on_device(layout.ids, pages.device, torch.int64)
+        if len(layout.spans) > layout.decodes:
+            return MixedBatch(pages, attention, inputs, layout, ids)
+        longest = inputs.fill(layout.spans, layout.decodes)
+        sampled = on_device(layout.sampled, pages.device, torch.int64)
+        width = inputs.tables.shape[1] if attention.is_static else longest
+        return DecodeBatch(pages, attention, inputs, ids, sampled, width)
+
+
 class DecodeBatch:
     """Decode rows out of static inputs. Implements ``batch.Batch``."""
 
