@@ -18,9 +18,9 @@ if DEVICE.type == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-def triton_attention() -> TritonAttention:
+def triton_attention(**made: bool) -> TritonAttention:
     """The kernels. Skips without Triton, which is made for Linux alone."""
     pytest.importorskip("triton")
     from workers.engine.gpu.triton_attention import TritonAttention
 
-    return TritonAttention()
+    return TritonAttention(**made)

@@ -16,7 +16,8 @@ from farm.errors import ModelRefused
 from tests.engine.driving import bloom, drive, one
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.engine import Engine
-from workers.engine.kv.eight_bits import KV_DTYPES, EightBitPages, quantize
+from workers.engine.kv.eight_bits import KV_DTYPES, quantize
+from workers.engine.kv.pages import PageLayer
 from workers.engine.protocol import Add, SamplingParams
 
 SHAPE = BloomConfig(vocab=500, hidden=80, layers=3, heads=5)
@@ -48,11 +49,11 @@ def test_a_number_comes_back_to_within_half_a_step(kv_dtype: str) -> None:
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_numbers_that_are_none_are_noticed(kv_dtype: str, wrong: float) -> None:
     """A NaN or infinity that is stored comes back as NaN, so the engine fails the job that made it."""
-    pages = EightBitPages(1, 2, 8, 32, torch.float32, torch.device("cpu"), KV_DTYPES[kv_dtype])
-    keys = torch.ones(2, 2, 8)
-    keys[1, 0, 3] = wrong
-    pages.write(0, torch.tensor([0, 1]), torch.tensor([0, 5]), keys, torch.ones(2, 2, 8))
-    found = pages.gather(0, torch.tensor([[0, 1]]))  # [2, spans, pages, heads, PAGE, head_dim]
+    pages = PageLayer.of(2, 2, 8, torch.float32, torch.device("cpu"), KV_DTYPES[kv_dtype])
+    kv = torch.ones(2, 2, 2, 8)  # [tokens, heads, 2, head_dim]
+    kv[1, 0, 0, 3] = wrong
+    pages.write(torch.tensor([0, 1]), torch.tensor([0, 5]), kv)
+    found = pages.gather(torch.tensor([[0, 1]]), torch.float32)  # [2, spans, pages, heads, PAGE, head_dim]
     assert found[0, 0, 1, 0, 5].isnan().any()
     assert found[0, 0, 1, 1, 5].isfinite().all()
     assert torch.equal(found[1, 0, 0, :, 0], torch.ones(2, 8))
@@ -67,11 +68,22 @@ def test_tiny_bloom_loses_little(kv_dtype: str, logits: float, perplexity: float
     assert cost.same_best > 0.99
 
 
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "step by step": {},
+    "launched ahead": {"lookahead": 1},
+    "launched ahead, two stages": {"lookahead": 1, "devices": ["cpu", "cpu"]},
+}
+
+
 @both
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_tokens_are_the_same_when_memory_runs_short_and_when_beginnings_are_shared(
-    kv_dtype: str, tmp_path: Path
+    layout: dict[str, Any], kv_dtype: str, tmp_path: Path
 ) -> None:
-    """A sequence that was preempted and computed again, or found its beginning cached, says what it says alone."""
+    """A sequence that was preempted and computed again, or found its beginning cached, says what it says alone.
+
+    Also where steps are padded and launched before the tokens that they follow on are known.
+    """
     folder = save_bloom(tmp_path / "bloom", SHAPE, seed=3, scale=6.0)
     rng = random.Random(5)
     begin = [rng.randrange(FIRST_BYTE, SHAPE.vocab) for _ in range(40)]
@@ -86,15 +98,16 @@ def test_tokens_are_the_same_when_memory_runs_short_and_when_beginnings_are_shar
     plenty = bloom(folder, kv_dtype=kv_dtype, max_slots=1)
     alone = {add.id: drive(Engine(plenty, 24), [add])[add.id].ids for add in adds}
     token_bytes = SHAPE.layers * 2 * (SHAPE.hidden + 4 * SHAPE.heads)
-    scarce = bloom(folder, kv_dtype=kv_dtype, max_slots=8, kv_bytes=256 * token_bytes + 15 * token_bytes)
+    scarce = bloom(folder, kv_dtype=kv_dtype, max_slots=8, kv_bytes=256 * token_bytes + 15 * token_bytes, **layout)
     assert scarce.ready.kv_tokens == 256
+    assert scarce.lookahead == layout.get("lookahead", 0)
     engine = Engine(scarce, 24)
     said = drive(engine, adds, arrive=[3 * i for i in range(10)])
     assert {id: found.ids for id, found in said.items()} == alone
     assert engine.stats.preemptions > 0, "memory never ran short: nothing was shown"
     assert engine.stats.cached_prompt_tokens > 0, "nothing was shared: nothing was shown"
     cut = len(alone["0"]) // 2
-    rest = one(Engine(plenty, 24), adds[0].prompt, resume=alone["0"][:cut], max_tokens=len(alone["0"]), ignore_eos=True)
+    rest = one(Engine(scarce, 24), adds[0].prompt, resume=alone["0"][:cut], max_tokens=len(alone["0"]), ignore_eos=True)
     assert alone["0"][:cut] + rest.ids == alone["0"]
 
 

@@ -107,36 +107,45 @@ def test_sampled_texts_are_those_of_the_cpu(folder: Path) -> None:
     assert {one.reason for one in expected.values()} == {"stop", "length"}
 
 
-def test_triton_kernels_serve_a_whole_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts in chunks, shared beginnings, decode rows in padded steps: the tokens of generate."""
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
+def test_triton_kernels_serve_a_whole_model(kv_dtype: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts in chunks, shared beginnings, decode rows in padded steps: the tokens of generate, or of torch."""
+    expected = bloom(folder, kv_dtype=kv_dtype, max_slots=1, max_context=128) if kv_dtype != "auto" else None
     monkeypatch.setattr("workers.engine.loading.TorchAttention", type(triton_attention()))
-    model = bloom(folder, kv_layout="paged", lookahead=1, max_slots=3, max_context=128, native="off")
+    launched = {"kv_layout": "paged", "lookahead": 1, "kv_dtype": kv_dtype, "native": "off"}
+    model = bloom(folder, **launched, max_slots=3, max_context=128)
     assert model.ready.kernels.startswith("triton on ")
-    prompts = _prompts(3, seed=6)
+    prompts = _prompts(3, seed=6)[0 if expected is None else 1 :]
     prompts.append(prompts[-1] + [30])
     adds = [Add(str(i), prompt, SamplingParams(max_tokens=5, ignore_eos=True)) for i, prompt in enumerate(prompts)]
-    said = drive(Engine(model, prefill_budget=40), adds, arrive=[0, 0, 1, 6])
+    said = drive(Engine(model, prefill_budget=40), adds, arrive=[0, 0, 1, 6][-len(adds) :])
     for add, prompt in zip(adds, prompts, strict=True):
-        reference.assert_same(folder, prompt, reference.generate(folder, prompt, 5), said[add.id].ids)
+        if expected is not None:
+            assert said[add.id].ids == drive(Engine(expected, prefill_budget=128), [add])[add.id].ids
+        else:
+            reference.assert_same(folder, prompt, reference.generate(folder, prompt, 5), said[add.id].ids)
 
 
-def _launched(folder: Path) -> Bloom:
-    return bloom(folder, kv_layout="paged", lookahead=1, max_slots=8, kv_bytes=256 * TOKEN_BYTES)
+def _launched(folder: Path, kv_dtype: str = "auto") -> Bloom:
+    return bloom(folder, kv_layout="paged", kv_dtype=kv_dtype, lookahead=1, max_slots=8, kv_bytes=256 * TOKEN_BYTES)
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
 @torch.inference_mode()
-def test_padding_touches_no_page_that_a_sequence_may_hold(folder: Path) -> None:
+def test_padding_touches_no_page_that_a_sequence_may_hold(kv_dtype: str, folder: Path) -> None:
     """A step of 5 rows in a bucket of 8 writes 5 keys into its own pages, and else into a page of nobody's alone."""
-    shard = _launched(folder)._runner._shards[0]
-    for pages in shard._pages.layers:
-        pages.fill_(7.0)
+    shard = _launched(folder, kv_dtype)._runner._shards[0]
+    buffers = [buffer for layer in shard._pages.layers for buffer in layer.tensors()]
+    assert len(buffers) == SHAPE.layers * (1 if kv_dtype == "auto" else 2)
+    for pages in buffers:
+        pages.fill_(7)
     layout = Layout(
         [5, 6, 7, 8, 9], [Span(Pages([3 * row, 3 * row + 1]), row * 4) for row in range(5)], 5, [*range(5)], []
     )
     shard.take(layout, torch.tensor(layout.ids))
     assert shard.run(layout).shape == (5, SHAPE.vocab)
-    for pages in shard._pages.layers:
-        written = (pages != 7.0).any(-1).any(2).any(0)  # [pages, PAGE]
+    for pages in buffers:
+        written = (pages != 7).any(-1).any(2).any(0)  # [pages, PAGE]
         assert written[:-1].nonzero().tolist() == [[3 * row + row * 4 // 16, row * 4 % 16] for row in range(5)]
         assert written[-1].nonzero().tolist() == [[0]]
 

@@ -42,13 +42,14 @@ def test_a_model_is_cut_into_as_many_stages_as_devices_are_named() -> None:
 
 @pytest.mark.usefixtures("compiler")
 def test_native_kernels_compute_contiguous_float32_unless_told_otherwise() -> None:
-    """bfloat16, pages and FARM_ENGINE__NATIVE=off are torch's."""
+    """bfloat16, pages and FARM_ENGINE__NATIVE=off are torch's; the loaded model says which computes."""
     assert placed().is_native
     assert not placed(native="off").is_native
     assert not placed(dtype="bfloat16").is_native
     assert not placed(kv_layout="paged").is_native
-    assert placed().kernels([]) == "native on cpu"
-    assert placed(native="off", devices=["cpu", "cpu"]).kernels([]) == "torch on cpu, cpu"
+    assert bloom("tiny-bloom").ready.kernels == "native on cpu"
+    assert bloom("tiny-bloom", kv_layout="paged").ready.kernels == "torch on cpu"
+    assert bloom("tiny-bloom", native="off", devices=["cpu", "cpu"]).ready.kernels == "torch on cpu, cpu"
 
 
 def test_the_layout_decides_who_keeps_the_books() -> None:

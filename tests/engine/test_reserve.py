@@ -94,8 +94,8 @@ def test_64_slots_of_bloom_7b1_take_610_megabytes_of_logits() -> None:
     a_slot = (2 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 8) * VOCAB
     assert logits_bytes(VOCAB, 64, "bfloat16") == 64 * a_slot == 610_140_160
     assert logits_bytes(VOCAB, 64, "float32") == 64 * 36 * VOCAB
-    # Keys and values in 8 bits: the host draws.
-    assert logits_bytes(VOCAB, 64, "bfloat16", samples_there=False) == 64 * 6 * VOCAB
+    # An 8-bit head: its product in int32 and fp32, the scales, and the logits, in place of 2 + 4.
+    assert logits_bytes(VOCAB, 64, "bfloat16", "int8") == 64 * (a_slot + 10 * VOCAB)
 
 
 @pytest.mark.parametrize("slots", [1, 64, 256, 1024])

@@ -14,7 +14,7 @@ from benchmarks.workload import random_weights, save_bloom
 from farm.errors import ModelRefused
 from workers.engine.checkpoint import BloomConfig, find_checkpoint
 from workers.engine.empty_model import EmptyModel
-from workers.engine.kv.eight_bits import EightBitPages
+from workers.engine.kv.pages import PageBuffers
 from workers.engine.module_bytes import bytes_of_shapes
 from workers.engine.planner import plan_shards
 from workers.engine.presets import PRESETS, parameters
@@ -120,7 +120,7 @@ def test_an_engine_with_8_bits_takes_the_memory_that_was_planned(tmp_path: Path)
     plan = plan_shards(config, "bfloat16", gpus(GIB), quantization="int8", kv_dtype="int8")
     with Weights(find_checkpoint(str(save_bloom(tmp_path / "bloom", config))), torch.bfloat16) as weights:
         stage = Stage(weights, range(2), first=True, last=True, quantization="int8")
-    pages = EightBitPages(2, 4, 16, 160, torch.bfloat16, torch.device("cpu"), torch.int8)
+    pages = PageBuffers(2, 4, 16, 160, torch.bfloat16, torch.device("cpu"), kept=torch.int8)
     assert _bytes_in(stage) == plan.weight_bytes
     assert _bytes_in(pages) - _bytes_in(pages.slopes) == 160 * plan.kv_token_bytes
 

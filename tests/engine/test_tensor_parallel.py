@@ -22,6 +22,7 @@ from farm.settings import EngineSettings, ModelSettings
 from tests.conftest import wait_until
 from tests.engine import reference, scarce_rank
 from tests.engine.driving import bloom, drive
+from tests.engine.gpu import triton_attention
 from tests.engine.test_process import engine
 from workers.engine.bloom import Bloom
 from workers.engine.checkpoint import BloomConfig, Checkpoint, find_checkpoint
@@ -147,6 +148,25 @@ def test_tiny_bloom_over_ranks_says_the_same_and_listens_on_loopback_only() -> N
         ]
         assert len(listening) >= 2, "gloo listens somewhere else: nothing was shown"
         assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+def test_ranks_attend_their_heads_by_triton_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs, each with its heads' slopes: prompts in chunks and decode rows give the tokens of generate."""
+    monkeypatch.setattr("workers.engine.tensor_parallel.member.TorchAttention", type(triton_attention()))
+    monkeypatch.setattr(ranks_module, "_PROGRAM", (sys.executable, "-m", "tests.engine.triton_rank"))
+    folder = save_bloom(tmp_path / "bloom", SHAPE, seed=3, scale=6.0)
+    rng = random.Random(7)
+    adds = [
+        Add(
+            str(size),
+            [rng.randrange(FIRST_BYTE, SHAPE.vocab) for _ in range(size)],
+            SamplingParams(max_tokens=5, ignore_eos=True),
+        )
+        for size in (1, 23)
+    ]
+    with ranked(folder, kv_layout="paged", max_context=64) as model:
+        assert model.ready.kernels == "triton on cpu, cpu in 2 ranks"
+        _check(folder, adds, Engine(model, prefill_budget=17), [0, 2])
 
 
 @pytest.mark.parametrize("at", [0, -1], ids=["rank 0", "rank 1"])

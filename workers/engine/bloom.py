@@ -66,7 +66,7 @@ class Bloom:
             fingerprint=checkpoint.fingerprint(_numbers(precision, engine)),
             load_s=round(time.perf_counter() - started, 3),
             tokenizer=str(checkpoint.tokenizer),
-            kernels=self._placement.kernels(launched),
+            kernels=self._placement.kernels(launched or shards),
             dtype=precision,
         )
 

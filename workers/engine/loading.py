@@ -5,6 +5,7 @@ A CPU in float32 is served by the native library where that loads, else by torch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from workers.engine.gpu.shard import DeviceShard
 from workers.engine.kv.arena import MIN_BLOCK, block_size
 from workers.engine.kv.cache import KVCache
 from workers.engine.kv.contiguous import ContiguousKV
-from workers.engine.kv.eight_bits import KV_DTYPES, EightBitPages
+from workers.engine.kv.eight_bits import KV_DTYPES
 from workers.engine.kv.manager import KVManager
 from workers.engine.kv.paged import PAGE, PagedKV
 from workers.engine.kv.pages import PageBuffers
@@ -52,13 +53,18 @@ class Placement:
     lookahead: int = 0
     """and how many of them ahead of the tokens that they follow on."""
 
+    @property
+    def kept(self) -> torch.dtype | None:
+        """What keys and values are kept in, if not in ``dtype``."""
+        return KV_DTYPES.get(self.kv_dtype)
+
     def memory(self, caching: bool) -> KVManager:
         """The bookkeeping of an empty KV cache."""
         return PagedKV(self.kv_tokens, caching) if self.is_paged else ContiguousKV(self.kv_tokens, caching)
 
-    def kernels(self, shards: list[DeviceShard]) -> str:
-        """What computes, for people: as "native on cpu" or "triton on cuda:0". shards: those that are launched."""
-        names = sorted({shard.kernels for shard in shards}) or ["native" if self.is_native else "torch"]
+    def kernels(self, shards: Sequence[Shard | DeviceShard]) -> str:
+        """What computes, for people: as "native on cpu" or "triton on cuda:0"."""
+        names = sorted({shard.kernels for shard in shards})
         devices = ", ".join(stage.device.name for stage in self.plan.stages)
         ranks = f" in {self.plan.ranks} ranks" if self.plan.ranks > 1 else ""
         return f"{' and '.join(names)} on {devices}{ranks}"
@@ -91,13 +97,12 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
             f"FARM_ENGINE__KV_DTYPE={engine.kv_dtype} lies in pages, and FARM_ENGINE__KV_LAYOUT=contiguous has none; "
             "unset one of the two"
         )
-    # Ranks compute in step, and wait for each other anyway; 8-bit pages are torch's.
-    could_be_launched = is_paged and not in_ranks and engine.kv_dtype == "auto"
-    is_launched = could_be_launched and (not on_cpu or bool(engine.lookahead))
+    # Ranks compute in step, and wait for each other anyway.
+    is_launched = is_paged and not in_ranks and (not on_cpu or bool(engine.lookahead))
     if engine.lookahead and not is_launched:
         raise ModelRefused(
-            "FARM_ENGINE__LOOKAHEAD=1 needs plain pages and no ranks; set FARM_ENGINE__KV_LAYOUT=paged, leave "
-            "FARM_ENGINE__KV_DTYPE and FARM_ENGINE__TENSOR_PARALLEL alone, or unset it"
+            "FARM_ENGINE__LOOKAHEAD=1 needs pages and no ranks; set FARM_ENGINE__KV_LAYOUT=paged and leave "
+            "FARM_ENGINE__TENSOR_PARALLEL alone, or unset it"
         )
     lookahead = (1 if engine.lookahead is None else engine.lookahead) if is_launched else 0
     could_be_native = on_cpu and not is_paged and engine.native == "auto" and dtype is torch.float32
@@ -133,6 +138,8 @@ def load_shards(
             is_paged=placement.is_paged,
             kv_tokens=placement.kv_tokens,
             slots=engine.max_slots,
+            context=min(engine.max_context, placement.kv_tokens),
+            native=engine.native == "auto",
             threads=threads,
             timeout_s=engine.load_timeout_s,
         )
@@ -151,14 +158,14 @@ def load_device_shards(
     shards = []
     for plan in placement.plan.stages:
         device = torch.device(plan.device.name)
-        heads, head_dim, dtype = config.heads, config.head_dim, placement.dtype
+        heads, head_dim, dtype, kept = config.heads, config.head_dim, placement.dtype, placement.kept
         with open_weights(checkpoint, dtype, plan.device.name) as weights:
             first, last = plan.has_embedding, plan.has_head
             stage = Stage(weights, plan.layers, first=first, last=last, quantization=engine.quantization)
         # One page more, which padding rows write to.
-        pages = PageBuffers(len(plan.layers), heads, head_dim, placement.kv_tokens + PAGE, dtype, device)
+        pages = PageBuffers(len(plan.layers), heads, head_dim, placement.kv_tokens + PAGE, dtype, device, kept=kept)
         use_triton = device.type == "cuda" and engine.native == "auto"
-        attention = best_attention(device, heads, head_dim, dtype) if use_triton else TorchAttention()
+        attention = best_attention(device, heads, head_dim, dtype, kept) if use_triton else TorchAttention()
         shard = DeviceShard(stage, pages, attention, engine.max_slots, context)
         shard.warm_up()
         shards.append(shard)
@@ -185,9 +192,7 @@ def _shard(
         plain = Stage(weights, stage.layers, first=first, last=last, quantization=engine.quantization)
     if placement.is_paged:
         device = torch.device(stage.device.name)
-        if placement.kv_dtype != "auto":
-            return PagedShard(plain, EightBitPages(*sizes, device, KV_DTYPES[placement.kv_dtype]))
-        return PagedShard(plain, PageBuffers(*sizes, device))
+        return PagedShard(plain, PageBuffers(*sizes, device, kept=placement.kept))
     plain.warm_up(engine.max_slots)
     return ContiguousShard(plain, KVCache(*sizes))
 

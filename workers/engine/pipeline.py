@@ -21,6 +21,10 @@ from workers.engine.layout import Layout
 class Shard(Protocol):
     """A stage of the model with its part of the KV cache, on one device."""
 
+    @property
+    def kernels(self) -> str:
+        """What computes, for people."""
+
     def run(self, layout: Layout, hidden: Tensor | None) -> Tensor:
         """Compute its layers of a step.
 

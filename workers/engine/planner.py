@@ -101,9 +101,7 @@ class _Planner:
         self._quantization, self._kv_dtype = quantization, kv_dtype
         self.token_bytes = layer_token_bytes(config, dtype, kv_dtype)
         self._usable = max(1, slots) * self.kv_tokens
-        # Keys and values in 8 bits are computed by torch's reference, whose logits the host draws from.
-        samples_there = kv_dtype == "auto"
-        self.logits_bytes = logits_bytes(config.vocab, slots, dtype, quantization, samples_there=samples_there)
+        self.logits_bytes = logits_bytes(config.vocab, slots, dtype, quantization)
         self._units = config.layers + 2
         self._runs = {
             (start, stop): _run(parts, config.layers, start, stop, self.logits_bytes)

@@ -43,18 +43,13 @@ def with_reserve(need: int, reserve: int | None) -> int:
     return min(need + RESERVE_BYTES, -(-need * RESERVE_SHARE // (RESERVE_SHARE - 1)))
 
 
-def logits_bytes(
-    vocab: int, slots: int, dtype: str, quantization: str | None = None, *, samples_there: bool = True
-) -> int:
+def logits_bytes(vocab: int, slots: int, dtype: str, quantization: str | None = None) -> int:
     """Bytes that the device with the head needs for a step in which every slot gets a token.
 
-    dtype, quantization: as in ``planner.plan_shards``.  samples_there: whether tokens are drawn on the device, out of
-    captured graphs' logits; else these go to the host.
+    dtype, quantization: as in ``planner.plan_shards``.
     """
-    a_row = head_bytes(dtype, quantization)
-    if samples_there:
-        # What a graph computed with stays its own, so the head counts beside all that comes after it.
-        a_row += sum(HELD.values()) + sum(SAMPLING.values())
+    # What a graph computed with stays its own, so the head counts beside all that comes after it.
+    a_row = head_bytes(dtype, quantization) + sum(HELD.values()) + sum(SAMPLING.values())
     return a_row * vocab * slots
 
 

@@ -17,6 +17,8 @@ from workers.engine.stage import Stage
 class ContiguousShard:
     """A stage over contiguous blocks, on the CPU."""
 
+    kernels = "torch"
+
     def __init__(self, stage: Stage, cache: KVCache) -> None:
         self._stage = stage
         self._cache = cache
@@ -30,6 +32,8 @@ class ContiguousShard:
 
 class NativeShard:
     """A stage over contiguous blocks, computed by the native library."""
+
+    kernels = "native"
 
     def __init__(self, stage: NativeStage, cache: KVCache) -> None:
         self._stage = stage
@@ -45,6 +49,8 @@ class NativeShard:
 
 class PagedShard:
     """A stage over pages, on any device."""
+
+    kernels = "torch"
 
     def __init__(self, stage: Stage, pages: PageBuffers) -> None:
         self._stage = stage

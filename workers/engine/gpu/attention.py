@@ -1,6 +1,6 @@
 """Attention over pages, as a step needs it: by Triton's kernels, or written out in torch, which they must agree with.
 
-Both work on tables padded to one width. Pages are [2, pages, heads, PAGE, head_dim], keys first.
+Both work on tables padded to one width.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workers.engine.kernels.attention import bias_of, weigh
 from workers.engine.kv.paged import PAGE
+from workers.engine.kv.pages import PageLayer
 
 SCORES = 1 << 24
 """Scores that torch holds at once, of 4 bytes: a long chunk is attended some rows at a time."""
@@ -39,14 +40,19 @@ class Attention(Protocol):
     is_static: bool
     """Whether a decode step may be captured as a graph."""
 
-    def decode(self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor) -> None:
+    def decode(
+        self, qkv: Tensor, pages: PageLayer, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor
+    ) -> None:
         """Store each row's new key and value, and attend it.
 
         qkv: [rows, heads, 3, head_dim]; tables: int32 [rows, width]; lengths: int32 [rows], the new token included, at
         most width * PAGE; slopes: fp32 [heads]; out: [rows, heads, head_dim], written.
         """
 
-    def prefill(self, qkv: Tensor, pages: Tensor, chunks: Chunks, slopes: Tensor, out: Tensor) -> None:
+    def store(self, qkv: Tensor, pages: PageLayer, page: Tensor, slot: Tensor) -> None:
+        """Store the keys and values of chunks' rows. qkv: [rows, heads, 3, head_dim]; page, slot: int64 [rows]."""
+
+    def prefill(self, qkv: Tensor, pages: PageLayer, chunks: Chunks, slopes: Tensor, out: Tensor) -> None:
         """Attend the chunks' rows, whose keys and values are in their pages already. Shapes as in ``decode``."""
 
 
@@ -56,25 +62,31 @@ class TorchAttention:
     name = "torch"
     is_static = False
 
-    def decode(self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor) -> None:
+    def decode(
+        self, qkv: Tensor, pages: PageLayer, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor
+    ) -> None:
         """See ``Attention``."""
         rows, heads, _, head_dim = qkv.shape
         last = lengths.long() - 1  # [rows]
         page = tables.gather(1, (last // PAGE)[:, None])[:, 0].long()
-        pages[:, page, :, last % PAGE] = qkv[:, :, 1:].permute(0, 2, 1, 3)  # [rows, 2, heads, head_dim]
-        keys, values = _gathered(pages, tables)
+        pages.write(page, last % PAGE, qkv[:, :, 1:])
+        keys, values = _gathered(pages, tables, qkv.dtype)
         bias = bias_of(slopes, torch.arange(keys.shape[1], device=qkv.device), last)  # [rows, heads, length]
         scratch = qkv.new_empty(rows * heads, 1, head_dim)
         query = qkv[:, :, 0].reshape(rows * heads, 1, head_dim)
         weigh(query, keys, values, bias.view(rows * heads, 1, -1), 1.0 / math.sqrt(head_dim), scratch)
         out.copy_(scratch.view_as(out))
 
-    def prefill(self, qkv: Tensor, pages: Tensor, chunks: Chunks, slopes: Tensor, out: Tensor) -> None:
+    def store(self, qkv: Tensor, pages: PageLayer, page: Tensor, slot: Tensor) -> None:
+        """See ``Attention``."""
+        pages.write(page, slot, qkv[:, :, 1:])
+
+    def prefill(self, qkv: Tensor, pages: PageLayer, chunks: Chunks, slopes: Tensor, out: Tensor) -> None:
         """See ``Attention``."""
         _, heads, _, head_dim = qkv.shape
         for table, (first, start, count) in zip(chunks.tables, chunks.known, strict=True):
             end = start + count
-            keys, values = _gathered(pages, table[None, : -(-end // PAGE)])
+            keys, values = _gathered(pages, table[None, : -(-end // PAGE)], qkv.dtype)
             keys, values = keys[:, :end], values[:, :end]
             known = torch.arange(end, device=qkv.device)
             at_once = max(1, SCORES // (heads * end))
@@ -87,7 +99,7 @@ class TorchAttention:
                 out[rows] = scratch.transpose(0, 1)
 
 
-def _gathered(pages: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+def _gathered(pages: PageLayer, tables: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Keys and values of each row's pages: [rows * heads, length, head_dim], copies."""
-    both = pages[:, tables.long()].transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    both = pages.gather(tables.long(), dtype).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return both[0], both[1]

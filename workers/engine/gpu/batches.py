@@ -13,6 +13,27 @@ from workers.engine.kv.pages import PageBuffers
 from workers.engine.layout import Layout
 
 
+class StepBatches:
+    """Makes a batch of any step, unpadded, one step at a time."""
+
+    def __init__(self, pages: PageBuffers, attention: Attention, slots: int, context: int) -> None:
+        """context: tokens of the longest sequence."""
+        self._pages = pages
+        self._attention = attention
+        self._inputs = DecodeInputs(slots, context, 0, pages.device)
+
+    def batch(self, layout: Layout) -> DecodeBatch | MixedBatch:
+        """Turn a layout into tensors."""
+        pages, attention, inputs = self._pages, self._attention, self._inputs
+        ids = on_device(layout.ids, pages.device, torch.int64)
+        if len(layout.spans) > layout.decodes:
+            return MixedBatch(pages, attention, inputs, layout, ids)
+        longest = inputs.fill(layout.spans, layout.decodes)
+        sampled = on_device(layout.sampled, pages.device, torch.int64)
+        width = inputs.tables.shape[1] if attention.is_static else longest
+        return DecodeBatch(pages, attention, inputs, ids, sampled, width)
+
+
 class DecodeBatch:
     """Decode rows out of static inputs. Implements ``batch.Batch``."""
 
@@ -71,5 +92,5 @@ class MixedBatch:
         pages, slopes, first = self._pages.layers[layer], self._pages.slopes, self._decodes
         if first:
             self._attention.decode(qkv[:first], pages, self._tables, self._lengths, slopes, out[:first])
-        pages[:, self._page, :, self._slot] = qkv[first:, :, 1:].permute(0, 2, 1, 3)  # [tokens, 2, heads, head_dim]
+        self._attention.store(qkv[first:], pages, self._page, self._slot)
         self._attention.prefill(qkv, pages, self._chunks, slopes, out)

@@ -2,7 +2,8 @@
 
 Per layer one buffer of pages, [2, pages, heads, PAGE, head_dim], keys first. A row's keys lie in the pages of its
 table; what lies in no table, or behind a row's length, is never read. Scores, softmax and sums are fp32, and the bias
-is slope * (key - query) in fp32. A row's result depends on no other row.
+is slope * (key - query) in fp32. A row's result depends on no other row. Pages of 8 bits have scales, [2, pages, heads,
+PAGE, 1]: keys and values are then attended as they are kept, a row's newest too.
 Sources: FlashAttention, Dao et al. 2022; ALiBi, Press et al. 2022, section 3.
 """
 
@@ -11,12 +12,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from workers.engine.gpu.eight_bit_kernels import quantized, widened
+
 
 # Numbers that change from step to step: Triton would compile a kernel for those that 16 divides, and one for 1.
 @triton.jit(do_not_specialize=["table_stride", "length_stride"])
 def decode_kernel(
     qkv,  # [rows, heads, 3, head_dim]
     pages,  # [2, pages, heads, PAGE, head_dim]
+    scales,  # fp32 [2, pages, heads, PAGE, 1], or None
     tables,  # int32 [rows, >= the pages of a row]
     lengths,  # int32 [rows], the new token included
     slopes,  # fp32 [heads]
@@ -32,6 +36,7 @@ def decode_kernel(
     PAGE: tl.constexpr,
     SPLIT: tl.constexpr,  # keys of a program at the most
     BLOCK: tl.constexpr,  # keys at a time
+    CONVERTS_FP8: tl.constexpr,  # the device has an instruction for it
 ):
     """Store a decode row's new key and value, and attend one split of its keys. Grid: rows, heads, splits."""
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -55,28 +60,41 @@ def decode_kernel(
         key = tl.load(mine + HEAD_DIM, mask=is_dim, other=0.0)
         value = tl.load(mine + 2 * HEAD_DIM, mask=is_dim, other=0.0)
         page = tl.load(tables + row * table_stride + last // PAGE).to(tl.int64)
-        target = pages + ((page * HEADS + head) * PAGE + last % PAGE) * HEAD_DIM + dims
+        token = (page * HEADS + head) * PAGE + last % PAGE
+        key_scale, value_scale = 1.0, 1.0
+        if scales is not None:
+            key, key_scale = quantized(key, pages.dtype.element_ty == tl.int8)
+            value, value_scale = quantized(value, pages.dtype.element_ty == tl.int8)
+            tl.store(scales + token, key_scale)
+            tl.store(scales + token + values_at // HEAD_DIM, value_scale)
+        target = pages + token * HEAD_DIM + dims
         tl.store(target, key, mask=is_dim)
         tl.store(target + values_at, value, mask=is_dim)
-        highest = tl.sum(query * key.to(tl.float32))
+        highest = tl.sum(query * widened(key, CONVERTS_FP8)) * key_scale
         total = 1.0
-        sums = value.to(tl.float32)
+        sums = widened(value, CONVERTS_FP8) * value_scale
     end = tl.minimum(start + SPLIT, last)
     for first in range(start, end, BLOCK):
         keys = first + tl.arange(0, BLOCK)
         is_key = keys < end
         page = tl.load(tables + row * table_stride + keys // PAGE, mask=is_key, other=0).to(tl.int64)
-        source = pages + (((page * HEADS + head) * PAGE + keys % PAGE) * HEAD_DIM)[:, None] + dims[None, :]
+        tokens = (page * HEADS + head) * PAGE + keys % PAGE  # [BLOCK]
+        source = pages + (tokens * HEAD_DIM)[:, None] + dims[None, :]
         is_number = is_key[:, None] & is_dim[None, :]
-        key = tl.load(source, mask=is_number, other=0.0).to(tl.float32)  # [BLOCK, WIDTH]
-        scores = tl.sum(query[None, :] * key, 1) + slope * (keys - last).to(tl.float32)
+        key = widened(tl.load(source, mask=is_number, other=0), CONVERTS_FP8)  # [BLOCK, WIDTH]
+        scores = tl.sum(query[None, :] * key, 1)
+        if scales is not None:
+            scores *= tl.load(scales + tokens, mask=is_key, other=0.0)
+        scores += slope * (keys - last).to(tl.float32)
         scores = tl.where(is_key, scores, float("-inf"))
         above = tl.maximum(highest, tl.max(scores, 0))
         shrink = tl.exp(highest - above)
         parts_of = tl.exp(scores - above)  # [BLOCK]
-        value = tl.load(source + values_at, mask=is_number, other=0.0).to(tl.float32)
-        sums = sums * shrink + tl.sum(parts_of[:, None] * value, 0)
         total = total * shrink + tl.sum(parts_of, 0)
+        if scales is not None:
+            parts_of *= tl.load(scales + tokens + values_at // HEAD_DIM, mask=is_key, other=0.0)
+        value = widened(tl.load(source + values_at, mask=is_number, other=0), CONVERTS_FP8)
+        sums = sums * shrink + tl.sum(parts_of[:, None] * value, 0)
         highest = above
     tl.store(parts + place * HEAD_DIM + dims, sums, mask=is_dim)
     tl.store(weights + place * 2, highest)
@@ -114,6 +132,7 @@ def combine_kernel(
 def prefill_kernel(
     qkv,  # [tokens, heads, 3, head_dim]
     pages,  # [2, pages, heads, PAGE, head_dim], the chunks' own keys and values among them
+    scales,  # fp32 [2, pages, heads, PAGE, 1], or None
     tables,  # int32 [chunks, >= the pages of a chunk]
     spans,  # int32 [chunks, 3]: first row, first position, rows
     slopes,  # fp32 [heads]
@@ -127,6 +146,7 @@ def prefill_kernel(
     PAGE: tl.constexpr,
     QUERIES: tl.constexpr,  # rows of a program
     BLOCK: tl.constexpr,  # keys at a time
+    CONVERTS_FP8: tl.constexpr,  # the device has an instruction for it
 ):
     """Attend some rows of a prompt chunk. Grid: tiles of QUERIES rows, heads, chunks."""
     tile, head, chunk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -152,16 +172,25 @@ def prefill_kernel(
         keys = first + tl.arange(0, BLOCK)
         is_key = keys < end
         page = tl.load(tables + chunk * table_stride + keys // PAGE, mask=is_key, other=0).to(tl.int64)
-        source = pages + (((page * HEADS + head) * PAGE + keys % PAGE) * HEAD_DIM)[:, None] + dims[None, :]
+        tokens = (page * HEADS + head) * PAGE + keys % PAGE  # [BLOCK]
+        source = pages + (tokens * HEAD_DIM)[:, None] + dims[None, :]
         is_number = is_key[:, None] & is_dim[None, :]
-        key = tl.load(source, mask=is_number, other=0.0)  # [BLOCK, WIDTH]
+        key = tl.load(source, mask=is_number, other=0)  # [BLOCK, WIDTH]
+        if scales is not None:
+            key = widened(key, CONVERTS_FP8).to(query.dtype)  # exact in any dtype; scaled when summed in fp32
         distance = keys[None, :] - positions[:, None]  # [QUERIES, BLOCK]
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale + slope * distance.to(tl.float32)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        if scales is not None:
+            scores *= tl.load(scales + tokens, mask=is_key, other=0.0)[None, :]
+        scores += slope * distance.to(tl.float32)
         scores = tl.where(distance <= 0, scores, float("-inf"))
         above = tl.maximum(highest, tl.max(scores, 1))  # finite: key 0 lies before every query
         shrink = tl.exp(highest - above)
         parts = tl.exp(scores - above[:, None])
-        value = tl.load(source + values_at, mask=is_number, other=0.0)
+        value = tl.load(source + values_at, mask=is_number, other=0)
+        if scales is not None:
+            value_scale = tl.load(scales + tokens + values_at // HEAD_DIM, mask=is_key, other=0.0)
+            value = (widened(value, CONVERTS_FP8) * value_scale[:, None]).to(query.dtype)
         sums = sums * shrink[:, None] + tl.dot(parts.to(value.dtype), value, input_precision="ieee")
         total = total * shrink + tl.sum(parts, 1)
         highest = above

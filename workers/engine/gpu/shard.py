@@ -29,7 +29,7 @@ class DeviceShard:
         self._pages = pages
         self._attention = attention
         self._slots = slots
-        self._inputs = DecodeInputs(slots, context, pages.layers[0].shape[1] - 1 if pages.layers else 0, device)
+        self._inputs = DecodeInputs(slots, context, pages.pages - 1, device)
         config = stage.config
         width = config.hidden if stage.head is None else config.vocab
         self._sampled = torch.arange(slots, device=device)

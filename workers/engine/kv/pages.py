@@ -1,19 +1,67 @@
 """Paged keys and values in plain torch: what every faster kernel over pages must agree with, on any device.
 
 Per layer one buffer of pages, [2, pages, heads, PAGE, head_dim], keys first. Attention gathers each row's pages.
+Numbers are kept in the dtype that attention computes in, or in 8 bits with scales.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from workers.engine.kernels.attention import alibi_slopes, bias_of, weigh
+from workers.engine.kv.eight_bits import quantize
 from workers.engine.kv.paged import PAGE
 from workers.engine.layout import Layout, Span
 from workers.engine.sequence import Pages
+
+
+@dataclass(frozen=True, slots=True)
+class PageLayer:
+    """One layer's pages."""
+
+    numbers: Tensor
+    """[2, pages, heads, PAGE, head_dim]; 8-bit floats as uint8, since not every device can index them."""
+    scales: Tensor | None
+    """What undoes the rounding to 8 bits: fp32 [2, pages, heads, PAGE, 1]."""
+    kept: torch.dtype | None
+    """int8 or float8_e4m3fn. None: numbers are kept as they are computed, and have no scales."""
+
+    @classmethod
+    def of(
+        cls, pages: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device, kept: torch.dtype | None
+    ) -> PageLayer:
+        """Reserve the memory; zeros, since rows of a page that are not written yet are read and masked."""
+        if kept is not None:
+            dtype = torch.int8 if kept is torch.int8 else torch.uint8
+        numbers = torch.zeros(2, pages, heads, PAGE, head_dim, dtype=dtype, device=device)
+        scales = None if kept is None else torch.zeros(2, pages, heads, PAGE, 1, device=device)
+        return cls(numbers, scales, kept)
+
+    def tensors(self) -> list[Tensor]:
+        """All that is kept, each [2, pages, heads, PAGE, numbers of a token]."""
+        return [self.numbers] if self.scales is None else [self.numbers, self.scales]
+
+    def write(self, page: Tensor, slot: Tensor, kv: Tensor) -> None:
+        """Store new tokens. page, slot: [tokens]; kv: [tokens, heads, 2, head_dim]."""
+        if self.scales is not None and self.kept is not None:
+            small, scale = quantize(kv, self.kept)
+            self.scales[:, page, :, slot] = scale.transpose(1, 2)
+            kv = small.view(self.numbers.dtype)
+        self.numbers[:, page, :, slot] = kv.transpose(1, 2)  # [tokens, 2, heads, head_dim]
+
+    def gather(self, tables: Tensor, dtype: torch.dtype) -> Tensor:
+        """The pages of these tables as numbers to compute with, a copy.
+
+        tables: [spans, pages], int64.  Returns [2, spans, pages, heads, PAGE, head_dim].
+        """
+        found = self.numbers[:, tables]
+        if self.scales is None or self.kept is None:
+            return found
+        return found.view(self.kept).to(dtype).mul_(self.scales[:, tables])
 
 
 class PageBuffers:
@@ -28,28 +76,16 @@ class PageBuffers:
         dtype: torch.dtype,
         device: torch.device,
         slopes: Tensor | None = None,
+        kept: torch.dtype | None = None,
     ) -> None:
-        """Reserve the memory; zeros, since rows of a page that are not written yet are read and masked.
+        """Reserve the memory.
 
-        slopes: of these heads, where they are not all of the model's.
+        slopes: of these heads, where they are not all of the model's.  kept: as in ``PageLayer``.
         """
-        shape = (2, kv_tokens // PAGE, heads, PAGE, head_dim)
-        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.pages = kv_tokens // PAGE
+        self.layers = [PageLayer.of(self.pages, heads, head_dim, dtype, device, kept) for _ in range(layers)]
         self.device = device
         self.slopes = (alibi_slopes(heads) if slopes is None else slopes).to(device)
-
-    def write(self, layer: int, page: Tensor, slot: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store new tokens. page, slot: [tokens]; keys, values: [tokens, heads, head_dim]."""
-        pages = self.layers[layer]
-        pages[0][page, :, slot] = keys
-        pages[1][page, :, slot] = values
-
-    def gather(self, layer: int, tables: Tensor) -> Tensor:
-        """The pages of these tables, a copy.
-
-        tables: [spans, pages].  Returns [2, spans, pages, heads, PAGE, head_dim].
-        """
-        return self.layers[layer][:, tables]
 
     def batch(self, layout: Layout) -> PagedBatch:
         """Turn a layout into tensors."""
@@ -81,7 +117,7 @@ class PagedBatch:
 
     def attend(self, layer: int, qkv: Tensor, out: Tensor) -> None:
         """Store a layer's keys and values, and attend every row; shapes as in ``Batch``."""
-        self._buffers.write(layer, self._page, self._slot, qkv[:, :, 1], qkv[:, :, 2])
+        self._buffers.layers[layer].write(self._page, self._slot, qkv[:, :, 1:])
         for group in self._groups:
             group.attend(layer, qkv, out)
 
@@ -105,7 +141,7 @@ class _Group:
 
     def attend(self, layer: int, qkv: Tensor, out: Tensor) -> None:
         _, heads, _, head_dim = qkv.shape
-        gathered = self._buffers.gather(layer, self._tables)
+        gathered = self._buffers.layers[layer].gather(self._tables, qkv.dtype)
         keys, values = gathered.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # [spans * heads, length, head_dim]
         query = qkv[self._rows, :, 0].view(*self._shape, heads, head_dim).transpose(1, 2).flatten(0, 1)
         scratch = torch.empty_like(query)  # [spans * heads, count, head_dim]

@@ -44,8 +44,6 @@ class Group:
         for library in ("GLOO", "NCCL"):
             os.environ[f"{library}_SOCKET_IFNAME"] = _LOOPBACK
         is_nccl = setup.backend == "nccl"
-        if is_nccl:
-            torch.cuda.set_device(self._device)
         distributed.init_process_group(
             setup.backend,
             init_method=f"file://{setup.meeting}",

@@ -16,6 +16,8 @@ def load_ranks(
     is_paged: bool,
     kv_tokens: int,
     slots: int,
+    context: int,
+    native: bool,
     threads: int,
     timeout_s: float,
 ) -> Ranks:
@@ -33,6 +35,8 @@ def load_ranks(
                 is_paged=is_paged,
                 kv_tokens=kv_tokens,
                 slots=slots,
+                context=context,
+                native=native,
                 threads=max(1, threads // plan.ranks),
                 backend=backend_of(devices),
                 meeting="",

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from workers.engine.batch import Batch, Batcher
 from workers.engine.checkpoint import Checkpoint
+from workers.engine.gpu.attention import TorchAttention
+from workers.engine.gpu.batches import StepBatches
+from workers.engine.gpu.selftest import best_attention
 from workers.engine.kernels.attention import alibi_slopes
 from workers.engine.kv.cache import KVCache
 from workers.engine.kv.pages import PageBuffers
@@ -39,7 +42,9 @@ class Member:
         Raises ModelRefused for damaged weights, MemoryError.
         """
         torch.set_num_threads(setup.threads)
-        config, rank = checkpoint.config, Rank(setup.rank, setup.ranks)
+        config, rank, device = checkpoint.config, Rank(setup.rank, setup.ranks), torch.device(setup.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # where NCCL and Triton launch
         dtype: torch.dtype = getattr(torch, setup.dtype)
         heads = rank.share(config.heads)
         slopes = alibi_slopes(config.heads)[heads.start : heads.stop]
@@ -47,10 +52,15 @@ class Member:
         self.group = Group(setup)
         with Weights(checkpoint, dtype, setup.device) as weights:
             self._stage = RankStage(weights, rank, self.group)
+        self.kernels = "torch"
+        """What computes attention, for people."""
         self._cache: KVCache | None = None
         self._batches: _Batches
         if setup.is_paged:
-            self._batches = PageBuffers(*sizes, torch.device(setup.device), slopes)
+            use_triton = device.type == "cuda" and setup.native
+            attention = best_attention(device, len(heads), config.head_dim, dtype) if use_triton else TorchAttention()
+            self.kernels = attention.name
+            self._batches = StepBatches(PageBuffers(*sizes, device, slopes), attention, setup.slots, setup.context)
         else:
             self._cache = KVCache(*sizes)
             self._batches = Batcher(self._cache, slopes)

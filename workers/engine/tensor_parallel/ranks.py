@@ -63,6 +63,11 @@ class Ranks:
             self.close()
             raise
 
+    @property
+    def kernels(self) -> str:
+        """What computes attention at rank 0, for people."""
+        return self._member.kernels
+
     def run(self, layout: Layout, hidden: Tensor | None) -> Tensor:  # noqa: ARG002
         """Compute a step; see ``pipeline.Shard``. Raises RankShortage.
 

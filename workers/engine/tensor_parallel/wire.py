@@ -22,7 +22,8 @@ _BLOCK, _PAGES = range(2)
 class Setup:
     """All that a rank needs to load its part and to meet the others.
 
-    folder: of the checkpoint.  device, dtype: torch's names.  slots: sequences at once.  threads: of this rank.
+    folder: of the checkpoint.  device, dtype: torch's names.  slots: sequences at once.  context: tokens of the longest
+    of them.  native: whether kernels may be used that are not torch's.  threads: of this rank.
     meeting: a file that every rank has open, over which they find each other.  timeout_s: for that.
     """
 
@@ -34,6 +35,8 @@ class Setup:
     is_paged: bool
     kv_tokens: int
     slots: int
+    context: int
+    native: bool
     threads: int
     backend: str
     meeting: str
