@@ -65,7 +65,13 @@ KEYS = (
     Key("dispatched", "zset", "none", "jobs whose message is out, by the time to publish it again"),
     Key("running", "zset", "none", "running jobs by the end of their lease"),
     Key("deadlines", "zset", "none", "unfinished jobs with a deadline"),
-    Key("finished", "zset", "none", "finished jobs as id|bytes|tenant by their end"),
+    Key("kept:<tenant>", "zset", "none", "a tenant's finished jobs as id|bytes by their end"),
+    Key("kept_oldest", "zset", "none", "tenants with finished jobs by the end of their oldest"),
+    Key("kept_newest", "zset", "none", "tenants with finished jobs by the end of their newest"),
+    Key("kept_jobs", "zset", "none", "tenants by how many finished jobs they have"),
+    Key("kept_bytes", "zset", "none", "tenants by how many bytes these are"),
+    Key("kept_all", "hash", "none", "jobs and bytes of all tenants' finished jobs"),
+    Key("finished", "zset", "none", "where earlier versions list finished jobs, as id|bytes|tenant; moved to kept:"),
     Key("finished_bytes", "string", "none", "sum of the bytes in finished"),
     Key("dead", "zset", "none", "dead jobs by their end"),
     Key("undelivered", "zset", "none", "finished plain-Celery jobs whose result is not known to be stored"),
@@ -121,7 +127,7 @@ BATCHES_DUE = PREFIX + "batches_due"
 UNDELIVERED = PREFIX + "undelivered"
 LEADER = PREFIX + "leader"
 TALLY = PREFIX + "tally"
-FINISHED = PREFIX + "finished"
+KEPT_NEWEST = PREFIX + "kept_newest"
 DEAD = PREFIX + "dead"
 
 
@@ -153,6 +159,11 @@ def held(worker_id: str) -> str:
 def jobs(tenant: str) -> str:
     """The key of the list of a tenant's jobs."""
     return f"{PREFIX}jobs:{tenant}"
+
+
+def kept(tenant: str) -> str:
+    """The key of the list of a tenant's finished jobs."""
+    return f"{PREFIX}kept:{tenant}"
 
 
 def usage(tenant: str, day: str) -> str:

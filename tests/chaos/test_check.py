@@ -73,11 +73,15 @@ class Story:
             keys.job("j"): self.job,
             keys.out("j"): [json.dumps(entry) for entry in self.entries],
             keys.history("j"): [json.dumps(attempt) for attempt in self.attempts],
-            keys.FINISHED: {"j|300|chaos": 1.0},
+            keys.kept("chaos"): {"j|300": float(self.job.get("finished", 0))},
+            keys.PREFIX + "kept_oldest": {"chaos": float(self.job.get("finished", 0))},
+            keys.KEPT_NEWEST: {"chaos": float(self.job.get("finished", 0))},
+            keys.PREFIX + "kept_jobs": {"chaos": 1.0},
+            keys.PREFIX + "kept_bytes": {"chaos": 300.0},
+            keys.PREFIX + "kept_all": {"jobs": "1", "bytes": "300"},
             keys.jobs("chaos"): {"j": 1.0},
             keys.used(DAY): ["chaos"],
             keys.usage("chaos", DAY): {self.job["state"]: "1", "completion_tokens": str(len(self.entries))},
-            keys.PREFIX + "finished_bytes": "300",
             keys.counts("m"): {"queued": "0", "dispatched": "0", "running": "0"},
             keys.TOTALS: self.totals,
             keys.PREFIX + "tally": {
@@ -120,8 +124,10 @@ def test_a_good_history_passes(story: Story) -> None:
 
 
 def the_ledger_forgets(story: Story) -> None:
-    story.more = {keys.job("j"): None, keys.out("j"): None, keys.history("j"): None, keys.FINISHED: {}}
-    story.more |= {keys.PREFIX + "finished_bytes": "0"}
+    gone = (keys.job("j"), keys.out("j"), keys.history("j"), keys.kept("chaos"), keys.KEPT_NEWEST)
+    story.more = dict.fromkeys(
+        (*gone, *(keys.PREFIX + name for name in ("kept_oldest", "kept_jobs", "kept_bytes", "kept_all")))
+    )
     story.totals, story.said = {}, []
 
 

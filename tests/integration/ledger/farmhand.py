@@ -24,10 +24,10 @@ FACTS = ModelFacts(MODEL, 2048, 512, "f00d", "/nowhere")
 # Everything that the ledger remembers as a time, moved into the past. ARGV: ms, '1' when nobody beat meanwhile.
 _LATER = """
 local P, ms = KEYS[1], tonumber(ARGV[1])
-local zsets = {'running', 'dispatched', 'delayed', 'deadlines', 'finished', 'undelivered', 'dead', 'workers',
-  'webhooks', 'hook_tenants', 'files_due', 'files_trash', 'batches_due'}
+local zsets = {'running', 'dispatched', 'delayed', 'deadlines', 'kept_oldest', 'kept_newest', 'finished',
+  'undelivered', 'dead', 'workers', 'webhooks', 'hook_tenants', 'files_due', 'files_trash', 'batches_due'}
 for i, name in ipairs(zsets) do zsets[i] = P .. name end
-for _, family in ipairs({'hooks:*', 'hook_lanes:*', 'files:*', 'batches:*'}) do
+for _, family in ipairs({'hooks:*', 'hook_lanes:*', 'files:*', 'batches:*', 'kept:*'}) do
   for _, key in ipairs(redis.call('KEYS', P .. family)) do zsets[#zsets + 1] = key end
 end
 for _, key in ipairs(zsets) do
@@ -302,8 +302,12 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
         for job_id in held:
             put(job_id, "held")
             assert jobs[job_id]["worker"] == worker
+    for tenant, members in family("kept").items():
+        for member, ended in members.items():
+            put(job_id := member.split("|")[0], "kept")
+            assert (jobs[job_id]["tenant"], int(jobs[job_id]["finished"])) == (tenant, ended)
     for member in get("finished", {}):
-        put(member.split("|")[0], "finished")
+        put(member.split("|")[0], "kept")
     for job_id in get("dead", {}):
         put(job_id, "dead")
 
@@ -311,12 +315,10 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
         "queued": (["queue"], ["delayed"]),
         "dispatched": (["dispatched"],),
         "running": (["running", "held"],),
-        "dead": (["finished", "dead"],),
+        "dead": (["kept", "dead"],),
     }
     for job_id, job in jobs.items():
-        assert places[job_id] in allowed.get(job["state"], (["finished"],)), (
-            f"{job_id} {job['state']}: {places[job_id]}"
-        )
+        assert places[job_id] in allowed.get(job["state"], (["kept"],)), f"{job_id} {job['state']}: {places[job_id]}"
         is_over = job["state"] in ENDED
         assert is_over == ("finished" in job)
         has_deadline = job_id in get("deadlines", {})
@@ -387,6 +389,14 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
     assert {kind: tally[kind] for kind in account} == {kind: used.get(name, 0) for kind, name in account.items()}
     for day in family("spent").values():
         assert day.pop("(all)") == sum(day.values()), "tenants' tokens do not add up"
-    weights = [int(member.split("|")[1]) for member in get("finished", {})]
-    assert int(get("finished_bytes", 0)) == sum(weights), "finished_bytes is not the sum of its members"
+    kept = {tenant: [int(member.split("|")[1]) for member in members] for tenant, members in family("kept").items()}
+    assert get("kept_jobs", {}) == {tenant: len(weights) for tenant, weights in kept.items()}
+    assert get("kept_bytes", {}) == {tenant: sum(weights) for tenant, weights in kept.items()}
+    assert get("kept_oldest", {}) == {tenant: min(members.values()) for tenant, members in family("kept").items()}
+    assert get("kept_newest", {}) == {tenant: max(members.values()) for tenant, members in family("kept").items()}
+    sums = {name: int(value) for name, value in get("kept_all", {"jobs": 0, "bytes": 0}).items()}
+    every = [weight for weights in kept.values() for weight in weights]
+    assert sums == {"jobs": len(every), "bytes": sum(every)}, "kept_all is not the sum of all tenants"
+    earlier = [int(member.split("|")[1]) for member in get("finished", {})]
+    assert int(get("finished_bytes", 0)) == sum(earlier), "finished_bytes is not the sum of its members"
     return jobs

@@ -5,7 +5,7 @@
 --   queued      queue:<model>:<priority>:<tenant>, or delayed        counts.queued       waiting
 --   dispatched  dispatched                                           counts.dispatched   waiting
 --   running     running, held:<worker>                               counts.running
---   ended       finished (and dead)
+--   ended       kept:<tenant> (and dead)
 local P = KEYS[1]
 local clock = redis.call('TIME')
 local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
@@ -24,6 +24,7 @@ local function key_lanes(model, level) return P .. 'lanes:' .. model .. ':' .. l
 local function key_worker(worker) return P .. 'worker:' .. worker end
 local function key_held(worker) return P .. 'held:' .. worker end
 local function key_jobs(tenant) return P .. 'jobs:' .. tenant end
+local function key_kept(tenant) return P .. 'kept:' .. tenant end
 local function key_usage(tenant, day) return P .. 'usage:' .. tenant .. ':' .. day end
 local function key_hooks(lane) return P .. 'hooks:' .. lane end
 local function key_hook_lanes(tenant) return P .. 'hook_lanes:' .. tenant end
