@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sized
+from collections.abc import Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -79,7 +79,7 @@ def register(app: Celery, host: Host) -> None:
         name=TASK,
         bind=True,
         base=Delivery,
-        Request="workers.redaction:QuietRequest",
+        Request="workers.delivery:MovingRequest",
         Strategy="workers.redaction:strategy",
         acks_late=True,
         max_retries=None,
@@ -169,25 +169,13 @@ def _adopt(host: Host, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict
         submission = host.jobs.place(request, job_id=task.request.id, plain=plain)
         [is_new] = host.jobs.submit([submission])
     except (ServerUnreachable, ServerFull, QueueFull, QuotaExceeded) as error:
-        _put_off(host, task.request.delivery_info)
+        host.leave_foreign(REQUEUE_PAUSE_S)
         raise Reject(error, requeue=True) from error
     except (InvalidRequest, IdempotencyConflict, DeadlineUnmeetable) as error:
         raise GenerationFailed(f"{error.code}: {error}") from None
     if is_new:
         raise Ignore
     return _stored_outcome(host, task, submission.id)
-
-
-def _put_off(host: Host, came_by: Mapping[str, object] | None) -> None:
-    """See that a foreign message which there is no room for comes back after a while only.
-
-    Others wait in the foreign queues meanwhile, so that jobs of the ledger have all threads. Only one that was sent to
-    a model's own queue has to be held back here.
-    """
-    if (came_by or {}).get("routing_key") in host.foreign:
-        host.leave_foreign(REQUEUE_PAUSE_S)
-    else:
-        host.pause(REQUEUE_PAUSE_S)
 
 
 def _foreign_request(host: Host, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
