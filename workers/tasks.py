@@ -8,7 +8,6 @@ and canvas work. Whatever a delivery can't use is dropped with ``Ignore``, which
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Sized
 from functools import partial
@@ -20,7 +19,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from farm import schema
 from farm.broker import TASK
-from farm.contracts import JobState, Request, parse_request
+from farm.contracts import JobState, Request, may_show_id, parse_request
 from farm.errors import (
     DeadlineUnmeetable,
     FarmError,
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 REQUEUE_PAUSE_S = 2.0  # a server that is short of memory should not be asked all the time
 
 # What of a foreign message makes callbacks, groups and chords go on, by apply_async's names for them.
@@ -219,7 +217,7 @@ def _leave_to_others(what: str, job_id: object, number: object) -> NoReturn:
 
 def _shown(job_id: object) -> str:
     """What a stranger's message calls a job, for people: an id, or only what it is instead, for it may be a prompt."""
-    if isinstance(job_id, str) and _ID.match(job_id):
+    if may_show_id(job_id):
         return job_id
     return f"({type(job_id).__name__} of {len(job_id)})" if isinstance(job_id, Sized) else f"({type(job_id).__name__})"
 
