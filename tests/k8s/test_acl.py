@@ -181,6 +181,11 @@ def test_what_the_exporter_is_told(admin: redis.Redis) -> None:
     assert {line for line in asked if not _may(admin, "monitor", *line.split(" "))} == {"SLOWLOG GET 1"}
 
 
+def test_who_is_told_of_the_server(admin: redis.Redis) -> None:
+    """Parts that export metrics of the ledger may ask for the server's memory; those who submit or operate may not."""
+    assert {role for role in ROLES if _may(admin, role, "INFO", "memory")} == {"api", "worker", "monitor"}
+
+
 def test_the_default_user_is_off(admin: redis.Redis) -> None:
     """Who has no password gets in nowhere, and a probe can ping and no more."""
     port = admin.connection_pool.connection_kwargs["port"]
