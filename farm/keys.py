@@ -51,6 +51,7 @@ KEYS = (
     Key("webhook_secrets", "hash", "none", "each tenant's secret for signing webhooks, as JSON; readable"),
     Key("file:<id>", "hash", "until deleted", "one file: tenant, name, purpose, size, where it lies"),
     Key("files:<tenant>", "zset", "none", "a tenant's files by when they were made"),
+    Key("place:<tenant>:<id>", "string", "an hour", "where a file or batch that is gone stood in its tenant's list"),
     Key("file_bytes", "hash", "none", "how much each tenant has in files"),
     Key("files_due", "zset", "none", "files by when they are to be deleted"),
     Key("files_trash", "zset", "none", "paths in the file store by when to delete them"),
@@ -219,6 +220,11 @@ def file(file_id: str) -> str:
 def files(tenant: str) -> str:
     """The key of the list of a tenant's files."""
     return f"{PREFIX}files:{tenant}"
+
+
+def place(tenant: str, member: str) -> str:
+    """The key of where a file or batch stood in its tenant's list."""
+    return f"{PREFIX}place:{tenant}:{member}"
 
 
 def batch(batch_id: str) -> str:

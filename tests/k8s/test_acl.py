@@ -29,7 +29,7 @@ WORKERS_ALONE |= {"batch_parts", "schema", "dropped"}
 # What an API keeps of those who ask it.
 APIS_ALONE = {"pace", "keys_used"}
 # Files and batches come in through an API; workers end them.
-APIS_AND_WORKERS = {"file", "files", "file_bytes", "files_due", "files_trash"}
+APIS_AND_WORKERS = {"file", "files", "file_bytes", "files_due", "files_trash", "place"}
 APIS_AND_WORKERS |= {"batch", "batches", "batches_open", "batches_due"}
 WRITES = {
     "hash": ("HSET", "f", "v"),

@@ -33,6 +33,7 @@ local function key_parts(id) return P .. 'batch_parts:' .. id end
 local function key_batches(tenant) return P .. 'batches:' .. tenant end
 local function key_file(id) return P .. 'file:' .. id end
 local function key_files(tenant) return P .. 'files:' .. tenant end
+local function key_place(tenant, id) return P .. 'place:' .. tenant .. ':' .. id end
 
 -- The fields of a job that moves between states need, or nil when there is no such job.
 local FIELDS = {'state', 'model', 'priority', 'tenant', 'seq', 'nonce', 'attempt', 'worker', 'base', 'strikes', 'losses',
@@ -80,6 +81,12 @@ local function append(id, first, last)
   end
   if length == last - first + 1 then redis.call('HSETNX', key_job(id), 'first_token', int(NOW)) end
   return size
+end
+
+-- Leave word where a member stood that is taken off a list, for whoever goes on from there: that page was its last.
+local PLACE_KEPT = 3600000
+local function keep_place(tenant, id, score)
+  if score then redis.call('SET', key_place(tenant, id), score, 'PX', PLACE_KEPT) end
 end
 
 local function wake() if redis.call('LLEN', P .. 'wake') == 0 then redis.call('RPUSH', P .. 'wake', '1') end end
