@@ -16,7 +16,8 @@ from farm.ledger.glance import glance
 from farm.ledger.jobs import Jobs
 from farm.ledger.upkeep import MOST, Upkeep
 from farm.settings import load_settings
-from tests.integration.ledger.farmhand import Field, check
+from tests.integration.ledger.farmhand import Field
+from tests.integration.ledger.invariants import check
 
 MOST_JOBS, MOST_BYTES = 12, 1 << 20
 EARLIER = f"{keys.PREFIX}finished"
