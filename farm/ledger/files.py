@@ -235,8 +235,7 @@ def list_ids(
     start = 0
     with our_errors(jobs.where):
         if after is not None:
-            rank: Any = jobs.client.zrank(key, after) if order == "asc" else jobs.client.zrevrank(key, after)
-            if rank is None:
+            if (rank := _rank(jobs.client, key, after, order)) is None:
                 score: Any = jobs.client.get(keys.place(tenant, after))
                 if score is None:
                     return None
@@ -245,6 +244,14 @@ def list_ids(
                 start = rank + 1
         last = -1 if most is None else start + most - 1
         return [str(member) for member in _between(jobs.client, key, start, last, order)]
+
+
+def _rank(client: redis.Redis, key: str, member: str, order: Order) -> int | None:
+    if order == "desc":
+        found: Any = client.zrevrank(key, member)
+        return None if found is None else int(found)
+    found = client.zrank(key, member)
+    return None if found is None else int(found)
 
 
 def _first_beyond(client: redis.Redis, key: str, gone: str, score: str, order: Order) -> int:
