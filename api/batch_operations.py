@@ -37,7 +37,9 @@ def _id(name: str, example: str) -> dict[str, Any]:
 
 def _pages(most: int, usual: int) -> list[dict[str, Any]]:
     return [
-        parameter("query", "after", "The id of the last one of the page before.", {"type": "string"}),
+        parameter(
+            "query", "after", "The id of the last one of the page before; it may be deleted since.", {"type": "string"}
+        ),
         parameter(
             "query", "limit", "At most so many.", {"type": "integer", "minimum": 1, "maximum": most, "default": usual}
         ),

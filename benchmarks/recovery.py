@@ -119,13 +119,13 @@ def commands(jobs: Jobs) -> tuple[float, float]:
     sent, inner = Counter[str](), Counter[str]()
     with Worker(jobs, "w1", ENGINE__MAX_SLOTS=SLOTS):
         submit(jobs, 4, max_tokens=8)
-        wait_for(lambda: jobs.client.zcard(keys.FINISHED) == 4)
+        wait_for(lambda: jobs.client.zcard(keys.kept("default")) == 4)
         with redis.Redis.from_url(url_of(jobs)) as client, client.monitor() as monitor:
             watcher = threading.Thread(target=_count, args=(monitor, sent, inner), daemon=True)
             watcher.start()
             ids = submit(jobs, SLOTS, max_tokens=SHORT, ignore_eos=True)
             # Seldom, since what this process asks is counted too.
-            wait_for(lambda: jobs.client.zcard(keys.FINISHED) == SLOTS + 4, every_s=0.5)
+            wait_for(lambda: jobs.client.zcard(keys.kept("default")) == SLOTS + 4, every_s=0.5)
             jobs.client.echo("done")
             watcher.join()
         tokens = sum(len(view.token_ids) for view in jobs.views(ids) if view)

@@ -132,7 +132,13 @@ def own_queue(settings: Settings) -> str:
 
 def foreign_queues(settings: Settings) -> list[str]:
     """Where a worker finds messages of other senders alone: its own queue may be among those that are set."""
-    return [name for name in settings.broker.foreign_queues if name != own_queue(settings)]
+    own = own_queue(settings)
+    return [*(name for name in settings.broker.foreign_queues if name != own), waiting_queue(own)]
+
+
+def waiting_queue(own: str) -> str:
+    """Where foreign messages wait for room that were sent to a worker's own queue. No model's name holds a colon."""
+    return f"{own}:waiting"
 
 
 def _queue(name: str) -> Queue:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -30,6 +30,7 @@ MAX_STOPS = 4
 MAX_METADATA = 16
 MAX_PROMPT_CHARS = 4_000_000
 SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 HALF_PAIR = "holds half a surrogate pair, which is no text; repair it"
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _WANTED = {
@@ -227,6 +228,11 @@ def new_job_id() -> str:
     value = value & ~(0xF << 76) | 0x7 << 76
     digits = f"{value & ~(0x3 << 62) | 0x2 << 62:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def may_show_id(given: object) -> TypeGuard[str]:
+    """Whether what a message calls a job may be shown to people: only a UUID. Another id may be a stranger's prompt."""
+    return isinstance(given, str) and _UUID.match(given) is not None
 
 
 def created_at(job_id: str) -> float | None:

@@ -51,6 +51,7 @@ KEYS = (
     Key("webhook_secrets", "hash", "none", "each tenant's secret for signing webhooks, as JSON; readable"),
     Key("file:<id>", "hash", "until deleted", "one file: tenant, name, purpose, size, where it lies"),
     Key("files:<tenant>", "zset", "none", "a tenant's files by when they were made"),
+    Key("place:<tenant>:<id>", "string", "an hour", "where a file or batch that is gone stood in its tenant's list"),
     Key("file_bytes", "hash", "none", "how much each tenant has in files"),
     Key("files_due", "zset", "none", "files by when they are to be deleted"),
     Key("files_trash", "zset", "none", "paths in the file store by when to delete them"),
@@ -65,7 +66,13 @@ KEYS = (
     Key("dispatched", "zset", "none", "jobs whose message is out, by the time to publish it again"),
     Key("running", "zset", "none", "running jobs by the end of their lease"),
     Key("deadlines", "zset", "none", "unfinished jobs with a deadline"),
-    Key("finished", "zset", "none", "finished jobs as id|bytes|tenant by their end"),
+    Key("kept:<tenant>", "zset", "none", "a tenant's finished jobs as id|bytes by their end"),
+    Key("kept_oldest", "zset", "none", "tenants with finished jobs by the end of their oldest"),
+    Key("kept_newest", "zset", "none", "tenants with finished jobs by the end of their newest"),
+    Key("kept_jobs", "zset", "none", "tenants by how many finished jobs they have"),
+    Key("kept_bytes", "zset", "none", "tenants by how many bytes these are"),
+    Key("kept_all", "hash", "none", "jobs and bytes of all tenants' finished jobs"),
+    Key("finished", "zset", "none", "where earlier versions list finished jobs, as id|bytes|tenant; moved to kept:"),
     Key("finished_bytes", "string", "none", "sum of the bytes in finished"),
     Key("dead", "zset", "none", "dead jobs by their end"),
     Key("undelivered", "zset", "none", "finished plain-Celery jobs whose result is not known to be stored"),
@@ -121,7 +128,7 @@ BATCHES_DUE = PREFIX + "batches_due"
 UNDELIVERED = PREFIX + "undelivered"
 LEADER = PREFIX + "leader"
 TALLY = PREFIX + "tally"
-FINISHED = PREFIX + "finished"
+KEPT_NEWEST = PREFIX + "kept_newest"
 DEAD = PREFIX + "dead"
 
 
@@ -153,6 +160,11 @@ def held(worker_id: str) -> str:
 def jobs(tenant: str) -> str:
     """The key of the list of a tenant's jobs."""
     return f"{PREFIX}jobs:{tenant}"
+
+
+def kept(tenant: str) -> str:
+    """The key of the list of a tenant's finished jobs."""
+    return f"{PREFIX}kept:{tenant}"
 
 
 def usage(tenant: str, day: str) -> str:
@@ -208,6 +220,11 @@ def file(file_id: str) -> str:
 def files(tenant: str) -> str:
     """The key of the list of a tenant's files."""
     return f"{PREFIX}files:{tenant}"
+
+
+def place(tenant: str, member: str) -> str:
+    """The key of where a file or batch stood in its tenant's list."""
+    return f"{PREFIX}place:{tenant}:{member}"
 
 
 def batch(batch_id: str) -> str:

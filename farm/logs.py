@@ -12,6 +12,7 @@ import structlog
 from farm.settings import LogsSettings
 
 MOST_CAUSES = 8
+MOST_MEMBERS = 3  # of an exception group
 
 
 def log_defect(log: structlog.typing.FilteringBoundLogger, event: str, error: BaseException, **facts: object) -> None:
@@ -20,12 +21,33 @@ def log_defect(log: structlog.typing.FilteringBoundLogger, event: str, error: Ba
 
 
 def origin(error: BaseException | None) -> str:
-    """Stack and type of an error, then those of its causes; neither a message nor any value."""
+    """Stack and type of an error, then those of its causes; neither a message nor any value.
+
+    Of a group also its first members, each with the innermost frame that it was raised in.
+    """
     parts: list[str] = []
     while error is not None and len(parts) < MOST_CAUSES:
-        parts.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__)
+        parts.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__ + _members(error))
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "\ncaused by\n".join(parts)
+
+
+def _members(error: BaseException) -> str:
+    """The first errors in a group, those of groups within it included, and how many more there are."""
+    if not isinstance(error, BaseExceptionGroup):
+        return ""
+    found: list[str] = []
+    waiting, left = list(error.exceptions), 0
+    while waiting:
+        member = waiting.pop(0)
+        if isinstance(member, BaseExceptionGroup):
+            waiting = [*member.exceptions, *waiting]
+        elif len(found) < MOST_MEMBERS:
+            found.append("".join(traceback.format_tb(member.__traceback__)[-1:]) + type(member).__name__)
+        else:
+            left += 1
+    more = [f"{left} more"] if left else []
+    return "".join(f"\nwith\n{part}" for part in (*found, *more))
 
 
 def setup(settings: LogsSettings) -> None:

@@ -60,7 +60,6 @@ class Host:
         self.foreign = frozenset(foreign_queues(settings))
         self._foreign_again_at = 0.0
         self._draining = threading.Event()
-        self._stopped = threading.Event()
 
     @property
     def is_known(self) -> bool:
@@ -107,7 +106,6 @@ class Host:
     def stop(self) -> None:
         """Take leave of the farm."""
         self.drain()
-        self._stopped.set()
         if self.chores is not None:
             self.chores.stop()
         self.heartbeat.stop()
@@ -128,10 +126,6 @@ class Host:
             self.runner.stop()
         self.heartbeat.stop()
         os._exit(code)
-
-    def pause(self, seconds: float) -> None:
-        """Wait, or return early when the worker stops."""
-        self._stopped.wait(seconds)
 
     def cancel(self, job_ids: list[str]) -> None:
         """Cancel jobs whose Celery tasks were revoked."""

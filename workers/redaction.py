@@ -13,7 +13,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.request import Request
 from celery.worker.strategy import default
 
-from farm.contracts import PRIORITIES, SAFE_NAME
+from farm.contracts import PRIORITIES, SAFE_NAME, may_show_id
 
 BODY = "body"
 TRACE = "celery.app.trace"
@@ -114,9 +114,10 @@ def shown(kwargs: object) -> dict[str, object]:
     if not isinstance(kwargs, dict):
         return {}
     safe = {name: kwargs[name] for name in ("dispatch", "schema", "max_tokens") if isinstance(kwargs.get(name), int)}
-    for name in ("job", "model"):
-        if isinstance(kwargs.get(name), str) and SAFE_NAME.match(kwargs[name]):
-            safe[name] = kwargs[name]
+    if may_show_id(kwargs.get("job")):
+        safe["job"] = kwargs["job"]
+    if isinstance(kwargs.get("model"), str) and SAFE_NAME.match(kwargs["model"]):
+        safe["model"] = kwargs["model"]
     if kwargs.get("priority") in PRIORITIES:
         safe["priority"] = kwargs["priority"]
     others = len(kwargs) - len(safe)

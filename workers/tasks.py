@@ -8,9 +8,8 @@ and canvas work. Whatever a delivery can't use is dropped with ``Ignore``, which
 from __future__ import annotations
 
 import json
-import re
 import secrets
-from collections.abc import Mapping, Sized
+from collections.abc import Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,7 +19,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from farm import schema
 from farm.broker import TASK
-from farm.contracts import JobState, Request, parse_request
+from farm.contracts import JobState, Request, may_show_id, parse_request
 from farm.errors import (
     DeadlineUnmeetable,
     FarmError,
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 REQUEUE_PAUSE_S = 2.0  # a server that is short of memory should not be asked all the time
 
 # What of a foreign message makes callbacks, groups and chords go on, by apply_async's names for them.
@@ -79,7 +77,7 @@ def register(app: Celery, host: Host) -> None:
         name=TASK,
         bind=True,
         base=Delivery,
-        Request="workers.redaction:QuietRequest",
+        Request="workers.delivery:MovingRequest",
         Strategy="workers.redaction:strategy",
         acks_late=True,
         max_retries=None,
@@ -169,25 +167,13 @@ def _adopt(host: Host, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict
         submission = host.jobs.place(request, job_id=task.request.id, plain=plain)
         [is_new] = host.jobs.submit([submission])
     except (ServerUnreachable, ServerFull, QueueFull, QuotaExceeded) as error:
-        _put_off(host, task.request.delivery_info)
+        host.leave_foreign(REQUEUE_PAUSE_S)
         raise Reject(error, requeue=True) from error
     except (InvalidRequest, IdempotencyConflict, DeadlineUnmeetable) as error:
         raise GenerationFailed(f"{error.code}: {error}") from None
     if is_new:
         raise Ignore
     return _stored_outcome(host, task, submission.id)
-
-
-def _put_off(host: Host, came_by: Mapping[str, object] | None) -> None:
-    """See that a foreign message which there is no room for comes back after a while only.
-
-    Others wait in the foreign queues meanwhile, so that jobs of the ledger have all threads. Only one that was sent to
-    a model's own queue has to be held back here.
-    """
-    if (came_by or {}).get("routing_key") in host.foreign:
-        host.leave_foreign(REQUEUE_PAUSE_S)
-    else:
-        host.pause(REQUEUE_PAUSE_S)
 
 
 def _foreign_request(host: Host, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
@@ -231,7 +217,7 @@ def _leave_to_others(what: str, job_id: object, number: object) -> NoReturn:
 
 def _shown(job_id: object) -> str:
     """What a stranger's message calls a job, for people: an id, or only what it is instead, for it may be a prompt."""
-    if isinstance(job_id, str) and _ID.match(job_id):
+    if may_show_id(job_id):
         return job_id
     return f"({type(job_id).__name__} of {len(job_id)})" if isinstance(job_id, Sized) else f"({type(job_id).__name__})"
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from farm.contracts import PRIORITIES, SAFE_NAME, created_at
+from farm.contracts import PRIORITIES, SAFE_NAME, created_at, may_show_id
 
 # Fields of a task's event that the sender's arguments and results do not reach.
 PLAIN = frozenset(
@@ -100,7 +100,7 @@ def _is_name(value: object) -> bool:
 
 
 _FACTS: dict[str, Callable[[object], bool]] = {
-    "job": _is_name,
+    "job": may_show_id,
     "dispatch": _is_count,
     "model": _is_name,
     "priority": lambda value: value in PRIORITIES,

@@ -14,7 +14,7 @@ from farm.batch_contracts import BatchRequest, window_s
 from farm.connection import our_errors
 from farm.contracts import keyed_job_id
 from farm.errors import FarmError, IdempotencyConflict, InvalidRequest, QuotaExceeded
-from farm.ledger.files import list_ids, unknown
+from farm.ledger.files import list_ids, no_place, unknown
 from farm.ledger.jobs import Jobs
 from farm.ledger.webhook_log import lane_and_url, webhook_of
 from farm.results import WebhookView
@@ -167,14 +167,14 @@ class Batches:
     def page(self, tenant: str, *, after: str | None = None, limit: int = 20) -> Page:
         """A tenant's batches, the newest first. after: the id of the last batch of the page before.
 
-        Raises BatchNotFound for an ``after`` that is none of them.
+        Raises BatchNotFound for an ``after`` that is none of them, nor was within an hour.
         """
         found: list[Batch] = []
         while True:
             wanted = limit + 1 - len(found)
-            ids = list_ids(self._jobs, keys.batches(tenant), "desc", after, wanted)
+            ids = list_ids(self._jobs, tenant, keys.batches(tenant), "desc", after, wanted)
             if ids is None:
-                raise _unknown(after or "")
+                raise BatchNotFound(no_place(after))
             found += [batch for batch in self._read(ids) if batch is not None and batch.tenant == tenant]
             if len(ids) < wanted or len(found) > limit:
                 return Page(found[:limit], len(found) > limit)

@@ -141,11 +141,11 @@ class Files:
     ) -> Page:
         """A tenant's files by when they were made. after: the id of the last file of the page before.
 
-        Raises FileNotFound for an ``after`` that is none of them.
+        Raises FileNotFound for an ``after`` that is none of them, nor was within an hour.
         """
-        ids = list_ids(self._jobs, keys.files(tenant), order, after)
+        ids = list_ids(self._jobs, tenant, keys.files(tenant), order, after)
         if ids is None:
-            raise unknown(after or "")
+            raise FileNotFound(no_place(after))
         found: list[File] = []
         step = min(READ_AT_ONCE, limit + 1)
         for start in range(0, len(ids), step):
@@ -220,22 +220,49 @@ def unknown(file_id: str) -> FileNotFound:
     return FileNotFound(f"file {file_id[:80]} is unknown; check the id")
 
 
-def list_ids(jobs: Jobs, key: str, order: Order, after: str | None, most: int | None = None) -> list[str] | None:
-    """Members of a list by their scores, those after one of them; None if that is not there."""
+def no_place(after: str | None) -> str:
+    """What to say of an ``after`` that nobody knows."""
+    return f"after: {(after or '')[:80]} is not in this list; list from its start, without after"
+
+
+def list_ids(
+    jobs: Jobs, tenant: str, key: str, order: Order, after: str | None, most: int | None = None
+) -> list[str] | None:
+    """Members of a tenant's list by their scores, those after one of them; None if that is not there.
+
+    One that was taken off the list within an hour still has its place.
+    """
     start = 0
     with our_errors(jobs.where):
         if after is not None:
-            if (place := _place(jobs.client, key, after, order)) is None:
-                return None
-            start = int(str(place)) + 1
+            if (rank := _rank(jobs.client, key, after, order)) is None:
+                score: Any = jobs.client.get(keys.place(tenant, after))
+                if score is None:
+                    return None
+                start = _first_beyond(jobs.client, key, after, score, order)
+            else:
+                start = rank + 1
         last = -1 if most is None else start + most - 1
         return [str(member) for member in _between(jobs.client, key, start, last, order)]
 
 
-def _place(client: redis.Redis, key: str, member: str, order: Order) -> object:
+def _rank(client: redis.Redis, key: str, member: str, order: Order) -> int | None:
     if order == "desc":
-        return client.zrevrank(key, member)
-    return client.zrank(key, member)
+        found: Any = client.zrevrank(key, member)
+        return None if found is None else int(found)
+    found = client.zrank(key, member)
+    return None if found is None else int(found)
+
+
+def _first_beyond(client: redis.Redis, key: str, gone: str, score: str, order: Order) -> int:
+    """The rank of what came next after a member that is gone: members of one score are in the order of their names."""
+    level: Any = client.zrangebyscore(key, score, score)
+    before: Any
+    if order == "asc":
+        before = client.zcount(key, "-inf", f"({score}")
+        return int(before) + [member < gone for member in level].count(True)
+    before = client.zcount(key, f"({score}", "+inf")
+    return int(before) + [member > gone for member in level].count(True)
 
 
 def _between(client: redis.Redis, key: str, first: int, last: int, order: Order) -> Iterable[object]:

@@ -68,11 +68,10 @@ def glance(jobs: Jobs, recent: int = 10) -> Glance:
     with our_errors(jobs.where), jobs.client.pipeline(transaction=False) as pipe:
         pipe.time()
         pipe.zcard(keys.DEAD)
-        pipe.zrevrange(keys.FINISHED, 0, max(0, recent - 1))
         pipe.hgetall(keys.TALLY)
-        clock, dead, members, tally = pipe.execute()
+        clock, dead, tally = pipe.execute()
         pipe.zscore(keys.spent(datetime.fromtimestamp(clock[0], UTC).date().isoformat()), ALL)
-        ids = [member.split("|", 1)[0] for member in members]
+        ids = _latest(jobs, recent)
         for job_id in ids:
             pipe.hmget(keys.job(job_id), *_FIELDS)
             pipe.llen(keys.out(job_id))
@@ -145,6 +144,17 @@ def to_dict(seen: Glance, paces: Paces) -> dict[str, Any]:
         "resumed_tokens": seen.resumed_tokens,
         "recent": [asdict(job) for job in seen.recent],
     }
+
+
+def _latest(jobs: Jobs, count: int) -> list[str]:
+    """The jobs that ended last, of all tenants. Theirs are the tenants whose newest are newest."""
+    if count < 1:
+        return []
+    with jobs.client.pipeline(transaction=False) as pipe:
+        for tenant in jobs.client.zrevrange(keys.KEPT_NEWEST, 0, count - 1):
+            pipe.zrevrange(keys.kept(str(tenant)), 0, count - 1, withscores=True)
+        found = [(ended, member) for members in pipe.execute() for member, ended in members]
+    return [member.split("|", 1)[0] for _, member in sorted(found, reverse=True)[:count]]
 
 
 def _ended(job_id: str, fields: dict[str, str | None], tokens: int, names: dict[str, str]) -> Ended:

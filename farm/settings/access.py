@@ -23,9 +23,9 @@ class LimitsSettings(Group):
     retention_s: float = Field(86400.0, gt=0)
     """How long a finished job can be read."""
     max_finished: int = Field(1_000_000, ge=1)
-    """How many finished jobs are kept; the oldest go first."""
+    """How many finished jobs are kept. Beyond it the oldest of the tenant that has most go first."""
     max_finished_bytes: int = Field(2 << 30, ge=1 << 20)
-    """How many bytes of requests and results of finished jobs are kept; the oldest go first."""
+    """How many bytes of requests and results of finished jobs are kept; beyond it likewise, of who has most bytes."""
     memory_share: float = Field(0.8, gt=0, le=1)
     """Share of the server's maxmemory above which new jobs are refused: Celery needs the rest to deliver the others."""
     high_lead_tokens: int = Field(20_000, ge=0)

@@ -23,8 +23,8 @@ CLOCKS = ("vtime", "vclock", "beat", "grace", "leader", "seq", "mark", "wake", "
 SUMS = ("totals", "tally", "rate", "models", "schema", "usage", "used", "usage_days", "spent")
 SET = ("weights", "limits", "keys", "keys_used")
 LASTING = frozenset((*CLOCKS, *SUMS, *SET))
-EMPTY = frozenset(("counts", "depth", "waiting", "finished_bytes", "hooks_waiting"))  # stay, and must be 0
-PASSING = frozenset(("worker", "pace", "dropped"))  # go by themselves: a successor's note, a bucket, a late message
+EMPTY = frozenset(("counts", "depth", "waiting", "kept_all", "finished_bytes", "hooks_waiting"))  # stay, and must be 0
+PASSING = frozenset(("worker", "pace", "dropped", "place"))  # go by themselves: a successor's note, a bucket, a place
 DECLARED = frozenset(key.name.split(":")[0] for key in keys.KEYS)
 
 

@@ -31,8 +31,10 @@ def test_a_good_history_passes(story: Story) -> None:
 
 
 def the_ledger_forgets(story: Story) -> None:
-    story.more = {keys.job("j"): None, keys.out("j"): None, keys.history("j"): None, keys.FINISHED: {}}
-    story.more |= {keys.PREFIX + "finished_bytes": "0"}
+    gone = (keys.job("j"), keys.out("j"), keys.history("j"), keys.kept("chaos"), keys.KEPT_NEWEST)
+    story.more = dict.fromkeys(
+        (*gone, *(keys.PREFIX + name for name in ("kept_oldest", "kept_jobs", "kept_bytes", "kept_all")))
+    )
     story.totals, story.said = {}, []
 
 

@@ -99,15 +99,20 @@ def test_bad_foreign_request_fails_at_once(start_worker: StartWorker, foreign_ap
             foreign_app.send_task("farm.generate", kwargs=kwargs).get(timeout=30)
 
 
+@pytest.mark.parametrize("queue", ["farm.default", "farm.tiny-bloom"])
 def test_foreign_messages_without_room_hold_up_no_job(
-    jobs: Jobs, start_worker: StartWorker, foreign_app: Celery
+    jobs: Jobs, start_worker: StartWorker, foreign_app: Celery, queue: str
 ) -> None:
-    """While the ledger has no room for them, its jobs go on as if they were not there; then they are answered."""
+    """While the ledger has no room for them, its jobs go on as if they were not there; then they are answered, with
+    their links, also those that were sent to a model's own queue."""
     Tenants(jobs).change("default", limits={"queued_jobs": 30})
     blockers = submit(jobs, 30, model="nobody/serves-this")
     start_worker("w1", ENGINE__MAX_SLOTS=2)
     with _events(foreign_app) as seen:
-        foreign = [foreign_app.send_task("farm.generate", args=[f"p{n}"], kwargs={"max_tokens": 2}) for n in range(20)]
+        values = {"kwargs": {"max_tokens": 2}, "queue": queue}
+        foreign = [foreign_app.send_task("farm.generate", args=[f"p{n}"], **values) for n in range(20)]
+        link = foreign_app.signature("farm.generate", kwargs={"max_tokens": 0}, task_id="linked")
+        foreign.append(foreign_app.send_task("farm.generate", args=["p"], link=link, **values))
         wait_until(lambda: any(event["type"] == "task-rejected" for event in seen), why="one of them to be refused")
         began = time.monotonic()
         for number in range(10):
@@ -116,7 +121,9 @@ def test_foreign_messages_without_room_hold_up_no_job(
             wait_for_all(jobs, [placed.id])
         assert time.monotonic() - began < 8.0
     jobs.cancel(blockers)
-    assert [result.get(timeout=30)["usage"]["completion_tokens"] for result in foreign] == [2] * 20
+    assert [result.get(timeout=30)["usage"]["completion_tokens"] for result in foreign] == [2] * 21
+    with pytest.raises(Exception, match="prompt"):
+        foreign_app.AsyncResult("linked").get(timeout=30)
 
 
 def test_nothing_private_in_events_or_logs(jobs: Jobs, start_worker: StartWorker, foreign_app: Celery) -> None:

@@ -48,6 +48,9 @@ RUNS = {
 }
 # Whoever runs the farm writes these, whatever else uses the same modules.
 OPERATORS = {"weights", "limits", "keys"}
+# Where this version lists what earlier ones list elsewhere. An update replaces one process after the other, so a role
+# that writes the one may write the other.
+BEFORE = {"kept": (("zadd", "finished"), ("zrem", "finished"), ("incrby", "finished_bytes"))}
 # What connecting and calling scripts takes, on no key.
 CONNECTION = {
     "auth",
@@ -134,6 +137,8 @@ def selectors(role: str) -> str:
     uses = {use for use in (*_of_scripts(called), *_of_modules(modules)) if use[0] not in CONNECTION}
     reads = {command for command, _ in uses if command in READS}
     writes = {(command, family) for command, family in uses if command not in READS}
+    for family in {family for _, family in writes} & set(BEFORE):
+        writes |= set(BEFORE[family])
     if role != "operator":
         writes = {(command, family) for command, family in writes if family not in OPERATORS}
     unknown = {command for command, family in writes if family is None}

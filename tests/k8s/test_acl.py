@@ -29,7 +29,7 @@ WORKERS_ALONE |= {"batch_parts", "schema", "dropped"}
 # What an API keeps of those who ask it.
 APIS_ALONE = {"pace", "keys_used"}
 # Files and batches come in through an API; workers end them.
-APIS_AND_WORKERS = {"file", "files", "file_bytes", "files_due", "files_trash"}
+APIS_AND_WORKERS = {"file", "files", "file_bytes", "files_due", "files_trash", "place"}
 APIS_AND_WORKERS |= {"batch", "batches", "batches_open", "batches_due"}
 WRITES = {
     "hash": ("HSET", "f", "v"),
@@ -179,6 +179,11 @@ def test_what_the_exporter_is_told(admin: redis.Redis) -> None:
     asked = ("CLIENT SETNAME redis_exporter", "INFO ALL", "LATENCY LATEST", "LATENCY HISTOGRAM", "SLOWLOG LEN")
     asked += ("SLOWLOG GET 1",)
     assert {line for line in asked if not _may(admin, "monitor", *line.split(" "))} == {"SLOWLOG GET 1"}
+
+
+def test_who_is_told_of_the_server(admin: redis.Redis) -> None:
+    """Parts that export metrics of the ledger may ask for the server's memory; those who submit or operate may not."""
+    assert {role for role in ROLES if _may(admin, role, "INFO", "memory")} == {"api", "worker", "monitor"}
 
 
 def test_the_default_user_is_off(admin: redis.Redis) -> None:

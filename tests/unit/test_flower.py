@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.flower import options, state
-from farm.flower.redaction import safe_event, safe_request
+from farm.flower.redaction import facts, safe_event, safe_request
 from farm.settings import load_settings
 from workers.redaction import Figures, shown
+from workers.tasks import _shown
 
 SECRET = "zanzibar"
 ID = "01980000-0000-7000-8000-000000000000"
@@ -73,6 +74,19 @@ def test_what_workers_say_becomes_columns() -> None:
     for reason in ("GenerationFailed('job_dead: its worker died 3 times')", 'GenerationFailed("job_dead: it\'s dead")'):
         assert safe_event(_event("task-failed", exception=reason))["exception"] == "GenerationFailed(job_dead)"
     assert safe_event(_event("task-failed", exception="KeyError('x')"))["exception"] == "KeyError(…)"
+
+
+@pytest.mark.parametrize(
+    "word", [SECRET, "order-7", ID.replace("7", "A"), f"{ID}\n", f"{SECRET}-{ID}", 7, [ID], {SECRET: 1}]
+)
+def test_a_strangers_word_for_a_job_is_shown_nowhere(word: object) -> None:
+    """Workers' events, their log and Flower agree on what may be shown as a job's id: a UUID, and nothing that could be
+    a prompt of one word."""
+    assert "job" in shown({"job": ID})
+    assert _shown(ID) == facts({"job": ID})["job"] == ID
+    assert shown({"job": word}) == {"others": 1}
+    assert facts({"job": word}) == {}
+    assert str(word) not in _shown(word)
 
 
 def test_numbers_sort_as_numbers() -> None:

@@ -23,7 +23,14 @@ DECLARED = {key.name.split(":")[0]: key for key in keys.KEYS}
 BUILDERS = {"key_job": "job", "key_out": "out", "key_history": "history", "key_queue": "queue", "key_lanes": "lanes"}
 BUILDERS |= {"key_hooks": "hooks", "key_batch": "batch", "key_parts": "batch_parts", "key_batches": "batches"}
 BUILDERS |= {"key_file": "file", "key_files": "files", "key_hook_lanes": "hook_lanes"}
-BUILDERS |= {"key_worker": "worker", "key_held": "held", "key_jobs": "jobs", "key_usage": "usage"}
+BUILDERS |= {
+    "key_worker": "worker",
+    "key_held": "held",
+    "key_jobs": "jobs",
+    "key_usage": "usage",
+    "key_kept": "kept",
+    "key_place": "place",
+}
 ALL = [*scripts.NAMES, *(f"shared/{part}" for part in scripts.SHARED)]
 
 
@@ -81,12 +88,14 @@ def test_helpers_spell_the_names_of_the_list() -> None:
         keys.queue("m", "p", "t"),
         keys.lanes("m", "p"),
         keys.jobs("t"),
+        keys.kept("t"),
         keys.usage("t", "2026-11-23"),
         keys.used("2026-11-23"),
         keys.hooks("t:r"),
         keys.hook_lanes("t"),
         keys.file("x"),
         keys.files("t"),
+        keys.place("t", "x"),
         keys.batch("x"),
         keys.batch_parts("x"),
         keys.batches("t"),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from farm.logs import origin
+
 pytestmark = pytest.mark.fast
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -77,6 +79,29 @@ def test_whoever_logs_a_defect_leaves_out_its_text() -> None:
     own = [path for name in ("farm", "workers", "api") for path in (REPOSITORY / name).rglob("*.py")]
     found = [path.name for path in own if re.search(r"log\.exception\(|exc_info=", path.read_text(encoding="utf-8"))]
     assert found == []
+
+
+def test_a_groups_members_are_named() -> None:
+    """Of an exception group the log has the first three errors, wherever in it they are, with the place of each and no
+    text, and how many more there are; so it has of a group that is the cause of another error."""
+
+    def member(error: Exception) -> Exception:
+        try:
+            raise error
+        except Exception as raised:
+            return raised
+
+    inner = ExceptionGroup(PROMPT, [member(KeyError(PROMPT)), member(OSError(PROMPT))])
+    group = member(ExceptionGroup(PROMPT, [inner, *(member(ValueError(PROMPT)) for _ in range(5))]))
+    said = origin(group)
+    head, *members = said.split("\nwith\n")
+    assert head.endswith("ExceptionGroup")
+    assert [part.rpartition("\n")[2] for part in members] == ["KeyError", "OSError", "ValueError", "4 more"]
+    assert all("in member" in part for part in members[:3])
+    assert PROMPT not in said
+    wrapped = RuntimeError()
+    wrapped.__cause__ = group
+    assert origin(wrapped).endswith(said)
 
 
 TASK = """

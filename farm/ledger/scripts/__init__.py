@@ -56,7 +56,7 @@ NAMES = (
     "tidy",
     "gauges",
 )
-SHARED = ("base", "queues", "moves", "ends", "losses")
+SHARED = ("base", "queues", "moves", "kept", "ends", "losses")
 """The parts of ``shared/``, each of which uses those before it; all of them stand before every script."""
 
 Arguments = tuple[str | int | float, ...]

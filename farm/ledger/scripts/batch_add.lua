@@ -1,5 +1,5 @@
 -- Accept a batch. Repeating it changes nothing.
--- Touches: batch:, batches:, batches_open, batches_due, file:.
+-- Touches: batch:, batches:, place:, batches_open, batches_due, file:.
 -- ARGV: id, tenant, id of the input file, fingerprint of the request, most batches that a tenant may have open, window in
 --   ms, then fields and values.
 -- Returns {'new'}, {'same'}, {'conflict'}, {'no file'}, {'wrong file', its purpose} or {'limit', how many are open}.
@@ -15,7 +15,10 @@ redis.call('HSET', key_batch(id), 'tenant', tenant, 'status', 'validating', 'inp
   'created', int(NOW), 'expires', int(NOW + tonumber(ARGV[6])), 'step', '0', unpack(ARGV, 7))
 -- A batch's own TTL leaves its name on the list; the oldest names are looked at whenever one is added.
 for _, old in ipairs(redis.call('ZRANGE', key_batches(tenant), 0, 4)) do
-  if redis.call('EXISTS', key_batch(old)) == 0 then redis.call('ZREM', key_batches(tenant), old) end
+  if redis.call('EXISTS', key_batch(old)) == 0 then
+    keep_place(tenant, old, redis.call('ZSCORE', key_batches(tenant), old))
+    redis.call('ZREM', key_batches(tenant), old)
+  end
 end
 redis.call('ZADD', key_batches(tenant), NOW, id)
 redis.call('PERSIST', key_batches(tenant))

@@ -1,5 +1,5 @@
 -- Forget a file; its content is deleted from the store afterwards. Not while a batch needs it. Repeating it changes nothing.
--- Touches: file:, files:, file_bytes, files_due, files_trash.
+-- Touches: file:, files:, place:, file_bytes, files_due, files_trash.
 -- ARGV: id, tenant or '' for whosever it is, '1' to drop it only once its time has come.
 -- Returns {'ok', path}, {'used'} or {'unknown'}.
 local id = ARGV[1]
@@ -8,6 +8,7 @@ if not seen[1] then redis.call('ZREM', P .. 'files_due', id) end
 if not seen[1] or (ARGV[2] ~= '' and seen[1] ~= ARGV[2]) then return {'unknown'} end
 if tonumber(seen[4]) > 0 or (ARGV[3] == '1' and tonumber(seen[5]) > NOW) then return {'used'} end
 redis.call('PEXPIRE', key_file(id), 0) -- at once; only workers have the right to DEL, and an API drops files too
+keep_place(seen[1], id, redis.call('ZSCORE', key_files(seen[1]), id))
 redis.call('ZREM', key_files(seen[1]), id)
 redis.call('ZREM', P .. 'files_due', id)
 if redis.call('HINCRBY', P .. 'file_bytes', seen[1], -tonumber(seen[3])) <= 0 then

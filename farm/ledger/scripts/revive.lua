@@ -2,8 +2,8 @@
 -- Its tokens stay, so that it goes on from there, unless they are to be dropped. A deadline gets its whole span anew. The
 -- tenant pays for what is generated from now on. It is let in whatever waits. Nobody's claim is good any more.
 -- A repetition under the same token gets the same answer.
--- Touches: job:, out:, history:, dead, finished, finished_bytes, undelivered, deadlines, queue:, lanes:, vtime:, vclock:,
---   counts:, depth:, waiting, waiting_jobs, waiting_tokens, totals, wake.
+-- Touches: job:, out:, history:, dead, kept:, kept_oldest, kept_newest, kept_jobs, kept_bytes, kept_all, finished,
+--   finished_bytes, undelivered, deadlines, queue:, lanes:, vtime:, vclock:, counts:, depth:, waiting, waiting_jobs, waiting_tokens, totals, wake.
 -- ARGV: token of this call, drop tokens 0|1, then ids.
 -- Returns for each job: revived, else its state, or ''.
 local token, is_fresh = ARGV[1], ARGV[2] == '1'
@@ -13,9 +13,7 @@ local function revive(job)
   local seen = redis.call('HMGET', key, 'created', 'revived')
   redis.call('ZREM', P .. 'dead', job.id)
   redis.call('ZREM', P .. 'undelivered', job.id)
-  if redis.call('ZREM', P .. 'finished', job.id .. '|' .. int(job.bytes) .. '|' .. job.tenant) == 1 then
-    redis.call('DECRBY', P .. 'finished_bytes', int(job.bytes))
-  end
+  strike_result(job)
   redis.call('HDEL', key, 'finished', 'error', 'nonce')
   redis.call('HSET', key, 'state', 'queued', 'strikes', '0', 'losses', '0', 'retries', '0', 'tries', '0', 'charged', '0',
     'not_before', int(NOW), 'probation', '1', 'billed', is_fresh and 0 or redis.call('LLEN', key_out(job.id)),

@@ -1,9 +1,10 @@
 -- What time brings: leases end, waits end, deadlines pass, unclaimed messages go out again, old results go.
 -- Repeating it is harmless. At most `most` jobs of each kind a call.
--- Touches: leader, schema, beat, grace, running, delayed, deadlines, dispatched, undelivered, finished, finished_bytes,
---   dead, totals, jobs:, usage_days, workers, worker:, held:, names, and what a loss or an end touches.
--- ARGV: token, lock ms, most, stall ms, lease ms, retention ms, most strikes, most losses, unclaimed ms, most finished,
---   most finished bytes, days to keep usage for.
+-- Touches: leader, schema, beat, grace, running, delayed, deadlines, dispatched, undelivered, kept:, kept_oldest,
+--   kept_newest, kept_jobs, kept_bytes, kept_all, finished, finished_bytes, dead, totals, jobs:, usage_days, workers, worker:, held:, names, and
+--   what a loss or an end touches.
+-- ARGV: token, lock ms, most, stall ms, lease ms, retention ms, most strikes, most losses, unclaimed ms, most results,
+--   most bytes of results, days to keep usage for.
 -- Returns {'follower'} or {'leader', leases ended, deadlines passed, published again, then for each message to publish:
 --   id, dispatch number, model, priority, plain headers}.
 local holder = redis.call('GET', P .. 'leader')
@@ -98,28 +99,71 @@ for _, id in ipairs(due('undelivered')) do
   end
 end
 
--- After its TTL an id may have been used again: that job, or its own end, is not what this member speaks of.
-local function drop(member)
-  local id, bytes, tenant = string.match(member, '^([^|]*)|(%d+)|?(.*)$')
-  local ended = tonumber(redis.call('ZSCORE', P .. 'finished', member))
+-- Versions before this one have one list for all tenants. What stands there is moved, half as many as may be dropped.
+local listed, moved, weight = redis.call('ZPOPMIN', P .. 'finished', math.ceil(most / 2)), {}, 0
+for i = 1, #listed, 2 do
+  local id, bytes, tenant = string.match(listed[i], '^([^|]*)|(%d+)|?(.*)$')
+  if id then
+    -- A member that names none is still older. No tenant's name holds a bracket.
+    if tenant == '' then tenant = redis.call('HGET', key_job(id), 'tenant') or '(none)' end
+    local is_new = redis.call('ZADD', key_kept(tenant), listed[i + 1], id .. '|' .. bytes)
+    local sum = moved[tenant] or {jobs = 0, bytes = 0}
+    sum.jobs, sum.bytes = sum.jobs + is_new, sum.bytes + is_new * bytes
+    moved[tenant], weight = sum, weight + bytes
+  end
+end
+for tenant, sum in pairs(moved) do reckon(tenant, sum.jobs, sum.bytes) end
+if listed[1] and redis.call('DECRBY', P .. 'finished_bytes', int(weight)) <= 0 then
+  redis.call('DEL', P .. 'finished_bytes')
+end
+
+-- After its TTL an id may have been used again: that job, or its own end, is not what its member speaks of.
+local function drop(tenant, id, ended)
   local seen = redis.call('HMGET', key_job(id), 'state', 'finished')
-  redis.call('ZREM', P .. 'finished', member)
-  redis.call('DECRBY', P .. 'finished_bytes', bytes)
   if seen[1] ~= 'dead' or tonumber(seen[2]) == ended then redis.call('ZREM', P .. 'dead', id) end
   if seen[1] and tonumber(seen[2] or 0) ~= ended then return end
   redis.call('ZREM', P .. 'undelivered', id)
   redis.call('ZREM', key_jobs(tenant), id)
   redis.call('DEL', key_job(id), key_out(id), key_history(id))
 end
-for _, member in ipairs(due('finished', NOW - retention)) do drop(member) end
-local surplus = math.min(most, redis.call('ZCARD', P .. 'finished') - tonumber(ARGV[10]))
-if surplus > 0 then
-  for _, member in ipairs(redis.call('ZRANGE', P .. 'finished', 0, surplus - 1)) do drop(member) end
+
+-- Drop a few of a tenant's oldest results while `goes(end of the next, what has gone)`. Returns how many.
+local left, FEW = most - #listed / 2, 8 -- so many may go in this call; so many of one tenant at once
+local function drop_few(tenant, goes)
+  local found, gone = redis.call('ZRANGE', key_kept(tenant), 0, math.min(left, FEW) - 1, 'WITHSCORES'), {jobs = 0, bytes = 0}
+  for i = 1, #found, 2 do
+    local id, bytes = string.match(found[i], '^([^|]*)|(%d+)$')
+    local ended = tonumber(found[i + 1])
+    if not goes(ended, gone) then break end
+    drop(tenant, id, ended)
+    gone.jobs, gone.bytes = gone.jobs + 1, gone.bytes + bytes
+  end
+  if gone.jobs > 0 then redis.call('ZREMRANGEBYRANK', key_kept(tenant), 0, gone.jobs - 1) end
+  reckon(tenant, -gone.jobs, -gone.bytes)
+  left = left - gone.jobs
+  return gone.jobs
 end
-for _, member in ipairs(redis.call('ZRANGE', P .. 'finished', 0, most - 1)) do
-  if tonumber(redis.call('GET', P .. 'finished_bytes') or 0) <= tonumber(ARGV[11]) then break end
-  drop(member)
+
+local function is_old(ended) return ended <= NOW - retention end
+while left > 0 do
+  local first = redis.call('ZRANGEBYSCORE', P .. 'kept_oldest', '-inf', NOW - retention, 'LIMIT', 0, 1)
+  if not first[1] or drop_few(first[1], is_old) == 0 then break end
 end
+
+-- Where there are too many, or they are too large, the oldest of whoever has most goes first. So nobody loses any who has
+-- no more than an equal share.
+local function trim(what, tenants, limit)
+  while left > 0 do
+    local excess = tonumber(redis.call('HGET', P .. 'kept_all', what) or 0) - limit
+    local largest = redis.call('ZREVRANGE', tenants, 0, 1, 'WITHSCORES')
+    if excess <= 0 or not largest[1] then break end
+    local ahead = largest[2] - (largest[4] or 0)
+    local function goes(_, gone) return gone[what] < excess and gone[what] <= ahead end
+    if drop_few(largest[1], goes) == 0 then break end
+  end
+end
+trim('jobs', P .. 'kept_jobs', tonumber(ARGV[10]))
+trim('bytes', P .. 'kept_bytes', tonumber(ARGV[11]))
 
 -- Workers that fell silent long ago and hold nothing. What they seem to hold and do not run is an orphan.
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', NOW - 10 * lease, 'LIMIT', 0, most)) do

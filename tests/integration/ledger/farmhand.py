@@ -23,10 +23,10 @@ FACTS = ModelFacts(MODEL, 2048, 512, "f00d", "/nowhere")
 # Everything that the ledger remembers as a time, moved into the past. ARGV: ms, '1' when nobody beat meanwhile.
 _LATER = """
 local P, ms = KEYS[1], tonumber(ARGV[1])
-local zsets = {'running', 'dispatched', 'delayed', 'deadlines', 'finished', 'undelivered', 'dead', 'workers',
-  'webhooks', 'hook_tenants', 'files_due', 'files_trash', 'batches_due'}
+local zsets = {'running', 'dispatched', 'delayed', 'deadlines', 'kept_oldest', 'kept_newest', 'finished',
+  'undelivered', 'dead', 'workers', 'webhooks', 'hook_tenants', 'files_due', 'files_trash', 'batches_due'}
 for i, name in ipairs(zsets) do zsets[i] = P .. name end
-for _, family in ipairs({'hooks:*', 'hook_lanes:*', 'files:*', 'batches:*'}) do
+for _, family in ipairs({'hooks:*', 'hook_lanes:*', 'files:*', 'batches:*', 'kept:*'}) do
   for _, key in ipairs(redis.call('KEYS', P .. family)) do zsets[#zsets + 1] = key end
 end
 for _, key in ipairs(zsets) do

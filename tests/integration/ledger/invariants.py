@@ -55,8 +55,12 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
         for job_id in held:
             put(job_id, "held")
             assert jobs[job_id]["worker"] == worker
+    for tenant, members in family("kept").items():
+        for member, ended in members.items():
+            put(job_id := member.split("|")[0], "kept")
+            assert (jobs[job_id]["tenant"], int(jobs[job_id]["finished"])) == (tenant, ended)
     for member in get("finished", {}):
-        put(member.split("|")[0], "finished")
+        put(member.split("|")[0], "kept")
     for job_id in get("dead", {}):
         put(job_id, "dead")
 
@@ -64,12 +68,10 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
         "queued": (["queue"], ["delayed"]),
         "dispatched": (["dispatched"],),
         "running": (["running", "held"],),
-        "dead": (["finished", "dead"],),
+        "dead": (["kept", "dead"],),
     }
     for job_id, job in jobs.items():
-        assert places[job_id] in allowed.get(job["state"], (["finished"],)), (
-            f"{job_id} {job['state']}: {places[job_id]}"
-        )
+        assert places[job_id] in allowed.get(job["state"], (["kept"],)), f"{job_id} {job['state']}: {places[job_id]}"
         is_over = job["state"] in ENDED
         assert is_over == ("finished" in job)
         has_deadline = job_id in get("deadlines", {})
@@ -140,6 +142,14 @@ def check_dump(world: dict[str, Any]) -> dict[str, dict[str, str]]:
     assert {kind: tally[kind] for kind in account} == {kind: used.get(name, 0) for kind, name in account.items()}
     for day in family("spent").values():
         assert day.pop("(all)") == sum(day.values()), "tenants' tokens do not add up"
-    weights = [int(member.split("|")[1]) for member in get("finished", {})]
-    assert int(get("finished_bytes", 0)) == sum(weights), "finished_bytes is not the sum of its members"
+    kept = {tenant: [int(member.split("|")[1]) for member in members] for tenant, members in family("kept").items()}
+    assert get("kept_jobs", {}) == {tenant: len(weights) for tenant, weights in kept.items()}
+    assert get("kept_bytes", {}) == {tenant: sum(weights) for tenant, weights in kept.items()}
+    assert get("kept_oldest", {}) == {tenant: min(members.values()) for tenant, members in family("kept").items()}
+    assert get("kept_newest", {}) == {tenant: max(members.values()) for tenant, members in family("kept").items()}
+    sums = {name: int(value) for name, value in get("kept_all", {"jobs": 0, "bytes": 0}).items()}
+    every = [weight for weights in kept.values() for weight in weights]
+    assert sums == {"jobs": len(every), "bytes": sum(every)}, "kept_all is not the sum of all tenants"
+    earlier = [int(member.split("|")[1]) for member in get("finished", {})]
+    assert int(get("finished_bytes", 0)) == sum(earlier), "finished_bytes is not the sum of its members"
     return jobs

@@ -79,6 +79,12 @@ def test_lists_come_in_pages(field: Field, batches: Batches) -> None:
     assert ([batch.id for batch in first.batches], first.has_more) == ([made[4], made[2]], True)
     rest = batches.page("ann", limit=2, after=made[2])
     assert ([batch.id for batch in rest.batches], rest.has_more) == ([made[1], made[0]], False)
+    field.client.delete(keys.batch(made[1]))
+    add(batches)
+    assert made[1] not in field.client.zrange(keys.batches("ann"), 0, -1)
+    assert [batch.id for batch in batches.page("ann", after=made[1]).batches] == [made[0]]
+    with pytest.raises(BatchNotFound, match="after: batch_9 is not in this list; list from its start"):
+        batches.page("ann", after="batch_9")
     field.client.delete(keys.batches("ann"))
 
 

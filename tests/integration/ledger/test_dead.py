@@ -47,7 +47,7 @@ def test_a_retried_job_goes_on_from_its_tokens(field: Field) -> None:
     assert view.token_ids == [0, 1, 2, 3]
     assert (view.history[-1].reason, view.history[-1].worker) == ("retried_by_hand", "")
     assert ttls(field, job) == [-1, -1, -1], "a job that may run must not expire"
-    assert field.client.zcard(keys.DEAD) == field.client.zcard(keys.FINISHED) == 0
+    assert field.client.zcard(keys.DEAD) == field.client.zcard(keys.kept("default")) == 0
     hand = field.worker()
     assert len(field.run(hand, job).entries) == 4
     hand.finish(job, 2)
@@ -261,7 +261,7 @@ def test_a_purge_leaves_nothing_and_spares_the_young(field: Field) -> None:
     ]
     assert not any(old in key for key in field.client.scan_iter("*"))
     assert field.client.zrange(keys.jobs("default"), 0, -1) == [young]
-    assert [member.partition("|")[0] for member in field.client.zrange(keys.FINISHED, 0, -1)] == [young]
+    assert [member.partition("|")[0] for member in field.client.zrange(keys.kept("default"), 0, -1)] == [young]
 
 
 def test_many_dead_jobs_are_found_and_retried_by_pages(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from farm import keys
 from farm.batch_contracts import COMPLETIONS, BatchRequest
 from farm.ledger.batches import Batches
 from farm.ledger.driving import Driving
-from farm.ledger.files import File, FileInUse, FileNotFound, Files, StorageFull
+from farm.ledger.files import File, FileInUse, FileNotFound, Files, Order, StorageFull
 from farm.local.environ import with_values
 from tests.integration.ledger.farmhand import Field
 
@@ -47,8 +47,35 @@ def test_lists_come_in_pages_of_one_purpose(field: Field, files: Files) -> None:
     files.drop("file-4", "ann")
     rest = files.page("ann", limit=3, after="file-5")
     assert ([file.id for file in rest.files], rest.has_more) == (["file-3", "file-2", "file-1"], False)
-    with pytest.raises(FileNotFound):
-        files.page("ann", after="file-4")
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("gap_ms", [0, 5])
+def test_a_list_goes_on_where_a_deleted_file_stood(field: Field, files: Files, order: Order, gap_ms: int) -> None:
+    """Who deletes each page before asking for the next one sees every file once, also those made in one moment. What
+    was never in the list, or is gone for over an hour, is an error that says what to do."""
+    for number in range(1, 8):
+        add(files, number)
+        field.client.zadd(keys.files("ann"), {f"file-{number}": 1000 * field.client.time()[0] + number * gap_ms})
+    stays = files.page("ann", order=order, limit=2).files[-1].id
+    seen, after = [], None
+    while True:
+        page = files.page("ann", order=order, after=after, limit=2)
+        seen += [file.id for file in page.files]
+        after = seen[-1]
+        for file in page.files:
+            if file.id != stays:
+                files.drop(file.id, "ann")
+        if not page.has_more:
+            break
+    assert seen == sorted((f"file-{number}" for number in range(1, 8)), reverse=order == "desc")
+    assert [file.id for file in files.page("ann", order=order, after=seen[0]).files] == [stays]
+    for tenant, unknown in (("ann", "file-8"), ("ben", seen[0])):
+        with pytest.raises(FileNotFound, match=f"after: {unknown} is not in this list; list from its start"):
+            files.page(tenant, after=unknown)
+    field.later(3_600_001)
+    with pytest.raises(FileNotFound, match="list from its start"):
+        files.page("ann", after=seen[0])
 
 
 def test_a_tenant_has_so_much_room(field: Field) -> None:

@@ -118,7 +118,7 @@ def test_poison_dies_and_innocents_never(jobs: Jobs, kinds: list[Poison], worker
         rng.shuffle(engines)
         for engine in engines:
             engine.turn(world)
-        if jobs.client.zcard(keys.FINISHED) == len(ids):
+        if jobs.client.zcard(keys.kept("default")) == len(ids):
             break
     states = {view.id: view.state for view in jobs.views(ids) if view}
     assert states == {job: JobState.DEAD if job in doomed else JobState.SUCCEEDED for job in ids}

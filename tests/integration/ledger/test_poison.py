@@ -113,7 +113,7 @@ def test_neighbours_of_poison_never_die(field: Field) -> None:
             hand.write(job, 4)
             if len(hand.runs[job].entries) >= 8:
                 hand.finish(job)
-        if not field.client.zcard(f"{keys.PREFIX}running") and field.client.zcard(keys.FINISHED) == 32:
+        if not field.client.zcard(f"{keys.PREFIX}running") and field.client.zcard(keys.kept("default")) == 32:
             break
     assert field.state(poison) == "dead"
     assert {field.state(job) for job in innocents} == {"succeeded"}
@@ -135,7 +135,7 @@ def test_neighbours_of_poison_that_kills_every_three_tokens_never_die(field: Fie
         for job in list(hand.runs):
             if len(hand.runs[job].entries) >= 40 and job != poison:
                 hand.finish(job)
-        if field.client.zcard(keys.FINISHED) == 8:
+        if field.client.zcard(keys.kept("default")) == 8:
             break
     assert field.state(poison) == "dead"
     assert {field.state(job) for job in innocents} == {"succeeded"}

@@ -188,8 +188,8 @@ def test_finished_jobs_go_when_their_time_is_over(field: Field) -> None:
     field.later(1001)
     field.keep()
     assert [key for key in field.dump() if job in key or dead in key] == []
-    assert field.client.zcard(keys.FINISHED) == 0
-    assert field.client.get(f"{keys.PREFIX}finished_bytes") == "0"
+    assert field.client.zcard(keys.KEPT_NEWEST) == 0
+    assert field.client.hgetall(f"{keys.PREFIX}kept_all") == {"jobs": "0", "bytes": "0"}
 
 
 def test_finished_jobs_outlive_their_farm_by_no_more_than_an_hour(field: Field) -> None:

@@ -235,8 +235,6 @@ def test_a_webhook_of_what_is_gone_is_dropped(field: Field, outbox: Outbox) -> N
     assert take(outbox) == []
     assert not list(field.client.scan_iter(f"{keys.PREFIX}hooks:*"))
     assert not field.client.exists(keys.WEBHOOKS)
-    for key in (keys.FINISHED, keys.PREFIX + "finished_bytes", keys.jobs("default"), keys.job(revived)):
-        field.client.delete(key)
     field.client.flushall()
 
 

@@ -5,7 +5,7 @@
 --   queued      queue:<model>:<priority>:<tenant>, or delayed        counts.queued       waiting
 --   dispatched  dispatched                                           counts.dispatched   waiting
 --   running     running, held:<worker>                               counts.running
---   ended       finished (and dead)
+--   ended       kept:<tenant> (and dead)
 local P = KEYS[1]
 local clock = redis.call('TIME')
 local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
@@ -24,6 +24,7 @@ local function key_lanes(model, level) return P .. 'lanes:' .. model .. ':' .. l
 local function key_worker(worker) return P .. 'worker:' .. worker end
 local function key_held(worker) return P .. 'held:' .. worker end
 local function key_jobs(tenant) return P .. 'jobs:' .. tenant end
+local function key_kept(tenant) return P .. 'kept:' .. tenant end
 local function key_usage(tenant, day) return P .. 'usage:' .. tenant .. ':' .. day end
 local function key_hooks(lane) return P .. 'hooks:' .. lane end
 local function key_hook_lanes(tenant) return P .. 'hook_lanes:' .. tenant end
@@ -32,6 +33,7 @@ local function key_parts(id) return P .. 'batch_parts:' .. id end
 local function key_batches(tenant) return P .. 'batches:' .. tenant end
 local function key_file(id) return P .. 'file:' .. id end
 local function key_files(tenant) return P .. 'files:' .. tenant end
+local function key_place(tenant, id) return P .. 'place:' .. tenant .. ':' .. id end
 
 -- The fields of a job that moves between states need, or nil when there is no such job.
 local FIELDS = {'state', 'model', 'priority', 'tenant', 'seq', 'nonce', 'attempt', 'worker', 'base', 'strikes', 'losses',
@@ -79,6 +81,12 @@ local function append(id, first, last)
   end
   if length == last - first + 1 then redis.call('HSETNX', key_job(id), 'first_token', int(NOW)) end
   return size
+end
+
+-- Leave word where a member stood that is taken off a list, for whoever goes on from there: that page was its last.
+local PLACE_KEPT = 3600000
+local function keep_place(tenant, id, score)
+  if score then redis.call('SET', key_place(tenant, id), score, 'PX', PLACE_KEPT) end
 end
 
 local function wake() if redis.call('LLEN', P .. 'wake') == 0 then redis.call('RPUSH', P .. 'wake', '1') end end

@@ -90,10 +90,7 @@ local function finish(job, state, retention, reason, fields)
     owe(job, -job.charged)
   end
   redis.call('ZREM', P .. 'deadlines', job.id)
-  local bytes = int(job.bytes)
-  if redis.call('ZADD', P .. 'finished', NOW, job.id .. '|' .. bytes .. '|' .. job.tenant) == 1 then
-    redis.call('INCRBY', P .. 'finished_bytes', bytes)
-  end
+  list_result(job.tenant, job.id, job.bytes, NOW)
   account(job, state, gained)
   if state == 'dead' then redis.call('ZADD', P .. 'dead', NOW, job.id) end
   if job.webhook then tell(key_job(job.id), job.tenant, job.webhook) end
