@@ -67,8 +67,8 @@ class Schedules(RuleBasedStateMachine):
     @rule()
     def abandon(self) -> None:
         """A step found no memory: all begin anew, with less at once."""
+        self.scheduler.abandon(self.in_flight)
         self.in_flight.clear()
-        self.scheduler.abandon()
         self.scheduler.shrink()
         assert not self.scheduler.running
         assert self.kv.used == 0
@@ -84,6 +84,10 @@ class Schedules(RuleBasedStateMachine):
     def ends(self, _: Sequence) -> bool:
         """Whether a sequence's newest token ended it."""
         return False
+
+    def is_finite(self, _: Sequence, computed: int) -> bool:
+        """Whether the logits after so many tokens of a sequence are."""
+        return computed > 0
 
     def _submit(self) -> bool:
         running = len(self.scheduler.running)
@@ -105,10 +109,14 @@ class Schedules(RuleBasedStateMachine):
 
     def _collect(self) -> None:
         step = self.in_flight.popleft()
-        sampled = step.sampled
-        self.scheduler.complete(step)
-        for sequence in sampled:
+        counts = [1 for _ in step.decodes] + [chunk.count for chunk in step.chunks if chunk.completes]
+        finite = [self.is_finite(s, s.computed + count) for s, count in zip(step.sampled, counts, strict=True)]
+        self.scheduler.complete(step, finite)
+        for sequence, is_finite in zip(step.sampled, finite, strict=True):
             if sequence.place is None:
+                continue
+            if not is_finite:
+                self.scheduler.remove(sequence)
                 continue
             assert sequence.pending == 0
             sequence.append(self.token(sequence))
@@ -230,7 +238,7 @@ def _prefill(scheduler: Scheduler, sequence: Sequence) -> list[int]:
     while sequence.pending:
         step = scheduler.schedule()
         assert step is not None
-        scheduler.complete(step)
+        scheduler.complete(step, [True] * len(step.sampled))
         sizes += [chunk.count for chunk in step.chunks] + [1 for _ in step.decodes]
     return sizes
 
@@ -281,7 +289,7 @@ def test_the_youngest_gives_way_when_memory_runs_out(kind: type[ContiguousKV] | 
         step = scheduler.schedule()
         assert step is not None
         sampled = step.sampled
-        scheduler.complete(step)
+        scheduler.complete(step, [True] * len(step.sampled))
         for sequence in sampled:
             sequence.append(0)
     assert scheduler.waiting[0] is sequences[len(scheduler.running)]

@@ -38,6 +38,8 @@ class Attention(Protocol):
     name: str
     is_static: bool
     """Whether a decode step may be captured as a graph."""
+    reads_masked: bool
+    """Whether what lies behind a row's length is read and masked: then it must be finite."""
 
     def decode(self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor) -> None:
         """Store each row's new key and value, and attend it.
@@ -55,6 +57,7 @@ class TorchAttention:
 
     name = "torch"
     is_static = False
+    reads_masked = True
 
     def decode(self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor) -> None:
         """See ``Attention``."""

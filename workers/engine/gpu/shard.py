@@ -77,6 +77,8 @@ class DeviceShard:
         Returns [rows, hidden], or fp32 logits [sampled, vocab] from the last stage; those of a decode step lie in a
         buffer that the next one overwrites.
         """
+        if self._attention.reads_masked:
+            self._pages.apply(layout.changes)
         if len(layout.spans) > layout.decodes:
             batch = MixedBatch(self._pages, self._attention, self._inputs, layout, self._mixed)
             return self._stage.forward(batch, None if self._is_first else self._mixed)

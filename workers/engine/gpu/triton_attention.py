@@ -25,6 +25,7 @@ class TritonAttention:
 
     name = "triton"
     is_static = True
+    reads_masked = False
 
     def decode(self, qkv: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor) -> None:
         """See ``Attention``. The grid follows the tables' width, not the lengths, so that a graph may hold it."""

@@ -38,6 +38,9 @@ class EightBitPages(PageBuffers):
         self._dtype = dtype
         self._kept = kept
 
+    def _tensors(self) -> list[Tensor]:
+        return [*self.layers, *self.scales]
+
     def write(self, layer: int, page: Tensor, slot: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store new tokens; shapes as in ``PageBuffers.write``."""
         for half, rows in enumerate((keys, values)):

@@ -10,7 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from workers.engine.draw import on_device
 from workers.engine.kernels.attention import alibi_slopes, bias_of, weigh
+from workers.engine.kv.manager import Change, Clear
 from workers.engine.kv.paged import PAGE
 from workers.engine.layout import Layout, Span
 from workers.engine.sequence import Pages
@@ -50,6 +52,22 @@ class PageBuffers:
         tables: [spans, pages].  Returns [2, spans, pages, heads, PAGE, head_dim].
         """
         return self.layers[layer][:, tables]
+
+    def apply(self, changes: list[Change]) -> None:
+        """Clear pages; a host that launches does not wait."""
+        pages: list[int] = []
+        for change in changes:
+            assert isinstance(change, Clear)
+            assert isinstance(change.place, Pages)
+            pages += change.place.table
+        if pages:
+            where = on_device(pages, self.device)
+            for tensor in self._tensors():
+                tensor.index_fill_(1, where, 0)
+
+    def _tensors(self) -> list[Tensor]:
+        """All that is kept, each [2, pages, ...]."""
+        return self.layers
 
     def batch(self, layout: Layout) -> PagedBatch:
         """Turn a layout into tensors."""
@@ -96,7 +114,11 @@ class _Group:
         self._rows = slice(first, first + len(spans) * count)
         self._shape = (len(spans), count)
         used = [-(-(span.start + count) // PAGE) for span in spans]
-        tables = [_table(span)[:pages] + [0] * (max(used) - pages) for span, pages in zip(spans, used, strict=True)]
+        # Padded with a page of its own: what another sequence has there may not be finite.
+        tables = [
+            _table(span)[:pages] + _table(span)[:1] * (max(used) - pages)
+            for span, pages in zip(spans, used, strict=True)
+        ]
         self._tables = torch.tensor(tables, device=device)  # [spans, pages]
         starts = torch.tensor([span.start for span in spans], device=device)
         queries = starts[:, None] + torch.arange(count, device=device)  # [spans, count]

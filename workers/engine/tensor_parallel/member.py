@@ -47,13 +47,13 @@ class Member:
         self.group = Group(setup)
         with Weights(checkpoint, dtype, setup.device) as weights:
             self._stage = RankStage(weights, rank, self.group)
-        self._cache: KVCache | None = None
+        self._memory: KVCache | PageBuffers
         self._batches: _Batches
         if setup.is_paged:
-            self._batches = PageBuffers(*sizes, torch.device(setup.device), slopes)
+            self._memory = self._batches = PageBuffers(*sizes, torch.device(setup.device), slopes)
         else:
-            self._cache = KVCache(*sizes)
-            self._batches = Batcher(self._cache, slopes)
+            self._memory = KVCache(*sizes)
+            self._batches = Batcher(self._memory, slopes)
             self._stage.warm_up(setup.slots)
 
     def join(self) -> None:
@@ -88,6 +88,5 @@ class Member:
         return logits
 
     def _prepare(self, layout: Layout) -> Batch:
-        if self._cache is not None:
-            self._cache.copy(layout.copies)
+        self._memory.apply(layout.changes)
         return self._batches.batch(layout)
