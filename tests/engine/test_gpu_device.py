@@ -36,7 +36,7 @@ def test_graphs_and_single_launches_give_the_tokens_of_generate(devices: list[st
     assert model.ready.kernels.startswith("triton on cuda:0")
     for graphs in (True, False):
         if not graphs:
-            for shard in model._runner._shards:
+            for shard in model._launcher._shards:
                 shard._graphs.clear()
         said = drive(Engine(model, prefill_budget=24), adds, arrive=range(0, 27, 3))
         for add, prompt in zip(adds, prompts, strict=True):

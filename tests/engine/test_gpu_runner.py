@@ -127,7 +127,7 @@ def _launched(folder: Path) -> Bloom:
 @torch.inference_mode()
 def test_padding_touches_no_page_that_a_sequence_may_hold(folder: Path) -> None:
     """A step of 5 rows in a bucket of 8 writes 5 keys into its own pages, and else into a page of nobody's alone."""
-    shard = _launched(folder)._runner._shards[0]
+    shard = _launched(folder)._launcher._shards[0]
     for pages in shard._pages.layers:
         pages.fill_(7.0)
     layout = Layout(
@@ -144,7 +144,7 @@ def test_padding_touches_no_page_that_a_sequence_may_hold(folder: Path) -> None:
 def test_a_step_without_memory_takes_those_ahead_of_it_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was launched on tokens that never came is dropped, all is computed anew, and every token is right."""
     model = _launched(folder)
-    shard = model._runner._shards[0]
+    shard = model._launcher._shards[0]
     run, calls = shard.run, []
 
     def scarce(layout: Layout) -> torch.Tensor:
@@ -174,7 +174,7 @@ def test_an_error_of_the_device_ends_the_engine(folder: Path, monkeypatch: pytes
     engine = Engine(model, prefill_budget=64)
     engine.add(Add("a", [20, 30], SamplingParams(max_tokens=9)))
     gather(engine.step())
-    monkeypatch.setattr(model._runner._shards[0], "run", broken)
+    monkeypatch.setattr(model._launcher._shards[0], "run", broken)
     engine.step()  # takes in what was launched before
     with pytest.raises(RuntimeError, match="illegal memory access"):
         engine.step()
@@ -183,7 +183,7 @@ def test_an_error_of_the_device_ends_the_engine(folder: Path, monkeypatch: pytes
 def test_a_device_that_makes_no_graph_is_served_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs that fail at load cost speed and nothing else."""
     model = _launched(folder)
-    shard = model._runner._shards[0]
+    shard = model._launcher._shards[0]
     tried = []
 
     def fails(*args: object) -> None:

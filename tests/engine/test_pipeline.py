@@ -92,15 +92,15 @@ def test_no_memory_in_a_step_changes_no_token(
         for i in range(6)
     ]
     model = bloom(folder, max_slots=6, devices=devices)
-    submit = model._pipeline.submit
+    submit = model._launcher._pipeline.submit
 
     def scarce(layout: Layout) -> None:
         if len(layout.ids) > 24:
-            shard = model._pipeline._shards[-1]
+            shard = model._launcher._pipeline._shards[-1]
             monkeypatch.setattr(shard, "run", _full(shard.run, len(layout.ids)))
         submit(layout)
 
-    monkeypatch.setattr(model._pipeline, "submit", scarce)
+    monkeypatch.setattr(model._launcher._pipeline, "submit", scarce)
     engine = Engine(model, prefill_budget=64)
     said = drive(engine, adds)
     for add in adds:

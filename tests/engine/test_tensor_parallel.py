@@ -49,7 +49,7 @@ SHAPE = BloomConfig(vocab=300, hidden=64, layers=2, heads=4)
 def ranked(folder: Path | str, ranks: int = 2, **engine: Any) -> Iterator[Bloom]:
     """A Bloom over ranks whose processes are gone at the end."""
     model = bloom(folder, tensor_parallel=ranks, **engine)
-    [shard] = model._pipeline._shards
+    [shard] = model._launcher._pipeline._shards
     assert isinstance(shard, Ranks)
     children = _rank_processes()
     assert len(children) == ranks - 1

@@ -68,8 +68,8 @@ class Pipeline:
         if self._queues:
             self._queues[0].put(job)
 
-    def collect(self) -> tuple[Tensor, float]:
-        """The oldest step's logits, and the seconds of its slowest stage. Raises what a stage raised."""
+    def collect(self) -> tuple[Tensor, list[float]]:
+        """The oldest step's logits, and the seconds of each stage. Raises what a stage raised."""
         job = self._waiting.popleft()
         if self._queues:
             done = self._queues[-1].get()
@@ -79,7 +79,7 @@ class Pipeline:
         if job.error is not None:
             raise job.error
         assert job.tensor is not None
-        return job.tensor, max(job.seconds)
+        return job.tensor, job.seconds
 
     def drop(self) -> None:
         """Wait until nothing is in flight; results and errors are lost."""
