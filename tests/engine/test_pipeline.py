@@ -6,6 +6,8 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +61,29 @@ def test_every_stage_sees_every_step_in_order_and_they_overlap() -> None:
     second.may_run.set()
     assert [pipeline.collect()[0].item() for _ in range(2)] == [2.0, 3.0]
     assert first.seen == second.seen == [1, 2]
+
+
+class _OnGpu:
+    """A stage whose device still computes when its kernels are launched."""
+
+    def run(self, *_: object) -> Any:
+        return SimpleNamespace(device=torch.device("cuda:1"))
+
+
+def test_the_seconds_of_a_stage_are_those_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of launching its kernels: the clock is read when the device is done."""
+    now = 0.0
+
+    def synchronize(device: torch.device) -> None:
+        nonlocal now
+        assert device.index == 1
+        now += 5.0
+
+    monkeypatch.setattr("workers.engine.pipeline.time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    pipeline = Pipeline([_OnGpu()], threads=1)
+    pipeline.submit(_layout(1))
+    assert pipeline.collect()[1] == [5.0]
 
 
 @pytest.mark.parametrize("stages", [1, 3])

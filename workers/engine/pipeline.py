@@ -103,6 +103,13 @@ def _advance(job: _Job, shard: Shard) -> None:
     started = time.perf_counter()
     try:
         job.tensor = shard.run(job.layout, job.tensor)
+        _finish(job.tensor.device)
     except Exception as error:
         job.error, job.tensor = error, None
     job.seconds.append(time.perf_counter() - started)
+
+
+def _finish(device: torch.device) -> None:
+    """Return once the device has computed what it was given: a GPU goes on when its kernels are launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
