@@ -94,18 +94,18 @@ class Runner:
             with shard.lane.enter():
                 shard.lane.follow(before)
                 shard.lane.keep(tensor)
-                start = shard.lane.mark()
                 shard.take(layout, tensor)
                 if number:
                     self._taken[number - 1] = shard.lane.mark()
                 shard.lane.follow(self._taken[number])
+                start = shard.lane.mark()  # behind all that it waits for
                 tensor = shard.run(layout)
+                if shard is self._shards[-1]:
+                    drawn = begin(tensor, sampled, [sequence.next_index for sequence in sampled])
+                    job.tokens, job.drawn = drawn.tokens, drawn.to_host()
                 before = shard.lane.mark()
             job.marks.append((start, before))
-        with self._shards[-1].lane.enter():
-            drawn = begin(tensor, sampled, [sequence.next_index for sequence in sampled])
-            job.tokens, job.drawn = drawn.tokens, drawn.to_host()
-            job.done = self._shards[-1].lane.mark()
+        job.done = before
 
     def _ids(self, layout: Layout, sampled: list[Sequence]) -> Tensor:
         """The step's token ids on the first device, [rows]: those that are not known yet, out of the steps before."""
