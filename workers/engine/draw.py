@@ -23,6 +23,10 @@ NUCLEUS_CANDIDATES = 256
 CHUNK = 64
 """Logits are summed and searched in chunks of so many."""
 _BISECTIONS = 32
+_ROWS = 32
+"""Rows bisected at once: a GPU holds some 4 MB for each at a vocabulary of 250,880."""
+_WEIGHTLESS = -100.0
+"""A logit this far below the highest has no weight beside it in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,8 @@ class Cut:
 def draw(logits: Tensor, cuts: list[Cut], points: list[float]) -> Tensor:
     """Draw one token per row: int64 [rows], on the device of the logits.
 
-    logits: fp32 [rows, vocab], finite at its highest; points: a number in (0, 1) per row. The host waits for the device
-    where a top_p stands without a usable top_k: such a row may need another way to draw.
+    logits: fp32 [rows, vocab], finite at its highest; points: a number in (0, 1) per row. The host does not wait for a
+    GPU.
     """
     vocab, device = logits.shape[1], logits.device
     logits = logits - logits.max(-1, keepdim=True).values  # the likeliest token is at 0
@@ -46,18 +50,29 @@ def draw(logits: Tensor, cuts: list[Cut], points: list[float]) -> Tensor:
     tokens = torch.zeros(len(cuts), dtype=torch.int64, device=device)
     short = [row for row, cut in enumerate(cuts) if 0 < cut.top_k <= min(MOST_CANDIDATES, vocab - 1) or cut.top_p < 1]
     whole = sorted({*range(len(cuts))}.difference(short))
+    left = torch.ones(len(cuts), dtype=torch.bool, device=device)  # rows that the short lists do not answer
     if short:
         rows = on_device(short, device)
-        drawn, left = _draw_short(logits[rows], [cuts[row] for row in short], [points[row] for row in short])
-        tokens[rows] = drawn
-        if left is not None:
-            whole += [short[i] for i in left.nonzero()[:, 0].tolist()]
-    for row in whole:
-        _cut_whole(logits[row], cuts[row])
+        tokens[rows], left[rows] = _draw_short(logits[rows], [cuts[i] for i in short], [points[i] for i in short])
+        whole += _unanswered(left, [row for row in short if _is_open(cuts[row])])
     if whole:
         rows = on_device(whole, device)
-        tokens[rows] = _draw_whole(logits[rows], [points[row] for row in whole])
+        drawn = _draw_whole(_cut_whole(logits[rows], [cuts[i] for i in whole]), [points[i] for i in whole])
+        tokens[rows] = torch.where(left[rows], drawn, tokens[rows])
     return tokens
+
+
+def _is_open(cut: Cut) -> bool:
+    """Whether a row has no top_k that a short list can hold."""
+    return not 0 < cut.top_k <= MOST_CANDIDATES
+
+
+def _unanswered(left: Tensor, rows: list[int]) -> list[int]:
+    """Which of these to draw from the whole: those that are left; on a GPU, which would have to be asked, all."""
+    if left.device.type != "cpu":
+        return rows
+    flags = left.tolist()
+    return [row for row in rows if flags[row]]
 
 
 def on_device(
@@ -83,14 +98,14 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best.values, nearest.gather(1, best.indices // CHUNK) * CHUNK + best.indices % CHUNK
 
 
-def _draw_short(logits: Tensor, cuts: list[Cut], points: list[float]) -> tuple[Tensor, Tensor | None]:
+def _draw_short(logits: Tensor, cuts: list[Cut], points: list[float]) -> tuple[Tensor, Tensor]:
     """Draw from short lists of candidates: int64 [rows].
 
-    Also returns which rows' lists did not hold all that they keep, bool [rows]; None if it can't be any.
+    Also returns which rows' lists do not hold all that they keep, bool [rows].
     """
     vocab, device = logits.shape[1], logits.device
     # A row without a usable top_k gets all of the list, and its nucleus must lie within.
-    ks = [cut.top_k if 0 < cut.top_k <= MOST_CANDIDATES else vocab for cut in cuts]
+    ks = [vocab if _is_open(cut) else cut.top_k for cut in cuts]
     count = min(vocab, max(NUCLEUS_CANDIDATES if k == vocab else k for k in ks))
     k, p = on_device(ks, device), on_device([cut.top_p for cut in cuts], device, torch.float64)
     values, ids = top(logits, count)
@@ -105,30 +120,39 @@ def _draw_short(logits: Tensor, cuts: list[Cut], points: list[float]) -> tuple[T
     reached = weights.cumsum(-1)
     # Kept up to the token that reaches the goal.
     weights.masked_fill_((reached - weights >= goal[:, None]) & (places > 0), 0.0)
-    left = None
-    if open_rows and count < vocab:
-        large = on_device([cut.top_k > MOST_CANDIDATES for cut in cuts], device)
-        left = (k >= vocab) & (large | (reached[:, -1] < goal))
+    large = on_device([cut.top_k > MOST_CANDIDATES for cut in cuts], device)
+    left = (k >= vocab) & (large | (reached[:, -1] < goal)) & (count < vocab)
     ids, order = ids.sort(-1)
     below = weights.gather(1, order).cumsum(-1)
     return ids.gather(1, _search(below, on_device(points, device, torch.float64))[:, None])[:, 0], left
 
 
-def _cut_whole(logits: Tensor, cut: Cut) -> None:
-    """Rule out in place what a row, [vocab], does not keep, by its least kept logit: for flat or hardly cut rows."""
-    if 0 < cut.top_k < len(logits):
-        logits.masked_fill_(logits < logits.topk(cut.top_k, sorted=False).values.min(), -math.inf)
-    if cut.top_p < 1:
-        weights = logits.exp()
-        goal = cut.top_p * float(weights.sum())
-        low, high = -100.0, 0.0  # in fp32, what lies below has no weight
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            if float((weights * (logits >= middle)).sum()) >= goal:
-                low = middle
-            else:
-                high = middle
-        logits.masked_fill_(logits < low, -math.inf)
+def _cut_whole(logits: Tensor, cuts: list[Cut]) -> Tensor:
+    """Rule out in place what rows, [rows, vocab], do not keep, by the least kept logit: for flat or hardly cut rows."""
+    for row, cut in zip(logits, cuts, strict=True):
+        if 0 < cut.top_k < len(row):
+            row.masked_fill_(row < row.topk(cut.top_k, sorted=False).values.min(), -math.inf)
+    nuclei = [row for row, cut in enumerate(cuts) if cut.top_p < 1]
+    for first in range(0, len(nuclei), _ROWS):
+        some = nuclei[first : first + _ROWS]
+        rows = on_device(some, logits.device)
+        p = on_device([cuts[row].top_p for row in some], logits.device, torch.float64)
+        kept = logits[rows]
+        logits[rows] = kept.masked_fill_(kept < _least(kept, p), -math.inf)
+    return logits
+
+
+def _least(logits: Tensor, p: Tensor) -> Tensor:
+    """The least logit of each row's nucleus, [rows, 1], to within a 2^32nd of the range that has weight in fp32."""
+    weights = logits.exp()
+    goal = (p * weights.sum(-1, dtype=torch.float64))[:, None]
+    low = torch.full_like(logits[:, :1], _WEIGHTLESS)
+    high = torch.zeros_like(low)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        is_within = (weights * (logits >= middle)).sum(-1, keepdim=True, dtype=torch.float64) >= goal
+        low, high = torch.where(is_within, middle, low), torch.where(is_within, high, middle)
+    return low
 
 
 def _draw_whole(logits: Tensor, points: list[float]) -> Tensor:
