@@ -25,7 +25,7 @@ from workers.engine.bloom import Bloom
 
 STAGES = 2
 SLOTS = 32
-REQUESTS = {"small": 256, "560m": 128}
+REQUESTS = {"small": 512, "560m": 256}
 ROUNDS = 3
 GOAL = 0.9
 

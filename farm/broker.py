@@ -110,6 +110,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "redis_socket_timeout": timeout_s,
         "redis_socket_connect_timeout": timeout_s,
         "result_backend_always_retry": True,
+        # One for all threads: made anew in each it costs milliseconds, and a connection.
+        "result_backend_thread_safe": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         # A server that refuses a command, being out of memory or disk, is waited for like one that is away.

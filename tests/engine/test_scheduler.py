@@ -98,7 +98,11 @@ class Schedules(RuleBasedStateMachine):
         busy = [*step.decodes, *(chunk.sequence for chunk in step.chunks)]
         assert len(busy) == len(set(map(id, busy)))
         if not self.lookahead:
-            assert not any(id(s) in map(id, busy) for other in self.in_flight for s in _busy(other))
+            # Only tokens of a prompt are known while others of it are in flight.
+            ahead = {id(s) for other in self.in_flight for s in _busy(other)}
+            assert not any(id(s) in ahead for s in step.decodes)
+            sampled = {id(s) for other in self.in_flight for s in other.sampled}
+            assert not any(id(s) in sampled for s in busy)
         assert len(step.decodes) <= -(-running // self.depth)
         for sequence in busy:
             assert _holds(sequence) >= sequence.computed + sequence.in_flight > sequence.computed
@@ -311,6 +315,26 @@ def test_long_prompts_are_paced_beside_decoding_sequences_only() -> None:
     assert beside is not None
     assert len(beside.decodes) == 1
     assert [chunk.count for chunk in beside.chunks] == [16, 100]
+
+
+def test_stages_share_out_prompts_as_they_share_out_decoding_sequences() -> None:
+    """Beside decoding sequences a prompt is spread over steps, so that no stage waits for a neighbour with more to do;
+    alone it is cut in as many parts as there are stages, and these follow each other without a wait."""
+    scheduler = Scheduler(8, ContiguousKV(8192), 128, depth=2)
+    scheduler.add(_sequence([1] * 120))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    assert [chunk.count for chunk in (*first.chunks, *second.chunks)] == [60, 60]
+    beside = Scheduler(8, ContiguousKV(8192), 128, depth=2)
+    for token in (1, 2):
+        _prefill(beside, _sequence([token] * 5))
+        beside.running[-1].append(0)
+    beside.add(_sequence([3] * 120))
+    for known in (16, 16, 16):
+        step = beside.schedule()
+        assert step is not None
+        assert [chunk.count for chunk in step.chunks] == [known]
 
 
 def test_the_pace_follows_what_steps_take() -> None:

@@ -14,6 +14,9 @@ from workers.engine.sequence import Sequence
 
 LEAST_BUDGET = 16
 """Prompt tokens that any step may compute: fewer would not pay for reading the weights."""
+PROMPT_SHARES = 4
+"""With several stages a step beside decoding sequences takes one part in so many, per stage, of the prompt tokens that
+are there: a stage with little to do waits for its neighbour with much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,10 @@ class Scheduler:
     its next token, the youngest that is not in flight is preempted: it gives its memory back and waits to be computed
     again, with all its tokens. The head of the queue is never overtaken, so none is starved.
 
-    With ``depth`` steps in flight each takes its share of the decoding sequences, so that all stages have work. With a
-    ``lookahead`` so many further steps follow them, for tokens whose predecessors are not known yet. Those cost nobody
-    memory; where it runs short, everyone younger stands still until the youngest is not in flight.
+    With ``depth`` steps in flight each takes its share of the decoding sequences and of the prompts, so that all stages
+    have work, and equally much. With a ``lookahead`` so many further steps follow them, for tokens whose predecessors
+    are not known yet. Those cost nobody memory; where it runs short, everyone younger stands still until the youngest
+    is not in flight.
     """
 
     def __init__(self, slots: int, kv: KVManager, prefill_budget: int, depth: int = 1, lookahead: int = 0) -> None:
@@ -71,6 +75,8 @@ class Scheduler:
         self._budget = self._most_budget = prefill_budget
         self._depth = depth
         self._lookahead = lookahead
+        # Steps reach every stage in order, so that a prompt's next tokens may follow those in flight.
+        self._may_overlap = lookahead > 0 or depth > 1
         self._is_short = False
         self._steps = 0
         self._arrivals = 0
@@ -204,16 +210,16 @@ class Scheduler:
 
     def _chunks(self, decodes: list[Sequence], admitted: list[Sequence]) -> list[Chunk]:
         """Share out the prefill budget. A prompt that takes several steps is paced beside decoding sequences."""
-        budget, paced = self._budget, min(self.pace, self._budget)
-        chunks: list[Chunk] = []
         # Those in flight wait for this step as well.
         is_beside = bool(decodes) or any(s.in_flight and s.pending == 1 for s in self.running)
-        for sequence in self.running:
+        # All but the last token of a new one may have been cached.
+        prompts = [s for s in self.running if s.unscheduled > 1 or (s.unscheduled == 1 and s in admitted)]
+        budget = self._share(prompts, len(decodes), is_beside)
+        paced = min(self.pace, budget)
+        chunks: list[Chunk] = []
+        for sequence in prompts:
             pending = sequence.unscheduled
-            # All but the last token of a new one may have been cached.
-            is_prompt = pending > 1 or (pending == 1 and sequence in admitted)
-            waits = sequence.in_flight > 0 and (not self._lookahead or self._is_short)
-            if waits or not is_prompt:
+            if sequence.in_flight and (self._is_short or not self._may_overlap):
                 continue
             is_long = is_beside and len(sequence.tokens) > self._most_budget
             count = min(pending, paced if is_long else budget)
@@ -223,6 +229,14 @@ class Scheduler:
             budget -= count
             paced = min(paced - count if is_long else paced, budget)
         return chunks
+
+    def _share(self, prompts: list[Sequence], decodes: int, is_beside: bool) -> int:
+        """How many tokens of these prompts the next step computes: all that it may, or with several stages a share."""
+        if self._depth == 1:
+            return self._budget
+        pending = sum(sequence.pending for sequence in prompts)  # those in flight too: equal parts
+        share = -(-pending // (self._depth * (PROMPT_SHARES if is_beside else 1)))
+        return min(self._budget, max(LEAST_BUDGET, decodes, share))
 
 
 def _counts(step: Step) -> list[tuple[Sequence, int]]:
