@@ -48,31 +48,26 @@ def draw(logits: Tensor, cuts: list[Cut], points: list[float]) -> Tensor:
     logits = logits - logits.max(-1, keepdim=True).values  # the likeliest token is at 0
     logits /= on_device([max(cut.temperature, LEAST_TEMPERATURE) for cut in cuts], device)[:, None]
     tokens = torch.zeros(len(cuts), dtype=torch.int64, device=device)
-    short = [row for row, cut in enumerate(cuts) if 0 < cut.top_k <= min(MOST_CANDIDATES, vocab - 1) or cut.top_p < 1]
+    # Whether a short list holds a nucleus must be asked; one of top_k tokens does.
+    listed, may_ask = min(MOST_CANDIDATES, vocab - 1), _may_ask(device)
+    short = [row for row, cut in enumerate(cuts) if 0 < cut.top_k <= listed or (may_ask and cut.top_p < 1)]
     whole = sorted({*range(len(cuts))}.difference(short))
-    left = torch.ones(len(cuts), dtype=torch.bool, device=device)  # rows that the short lists do not answer
     if short:
         rows = on_device(short, device)
-        tokens[rows], left[rows] = _draw_short(logits[rows], [cuts[i] for i in short], [points[i] for i in short])
-        whole += _unanswered(left, [row for row in short if _is_open(cuts[row])])
+        drawn, left = _draw_short(logits[rows], [cuts[row] for row in short], [points[row] for row in short])
+        tokens[rows] = drawn
+        if left is not None:
+            whole += [short[i] for i in left.nonzero()[:, 0].tolist()]
     if whole:
         rows = on_device(whole, device)
-        drawn = _draw_whole(_cut_whole(logits[rows], [cuts[i] for i in whole]), [points[i] for i in whole])
-        tokens[rows] = torch.where(left[rows], drawn, tokens[rows])
+        kept = _cut_whole(logits[rows], [cuts[row] for row in whole])
+        tokens[rows] = _draw_whole(kept, [points[row] for row in whole])
     return tokens
 
 
-def _is_open(cut: Cut) -> bool:
-    """Whether a row has no top_k that a short list can hold."""
-    return not 0 < cut.top_k <= MOST_CANDIDATES
-
-
-def _unanswered(left: Tensor, rows: list[int]) -> list[int]:
-    """Which of these to draw from the whole: those that are left; on a GPU, which would have to be asked, all."""
-    if left.device.type != "cpu":
-        return rows
-    flags = left.tolist()
-    return [row for row in rows if flags[row]]
+def _may_ask(device: torch.device) -> bool:
+    """Whether the host reads a number there without waiting."""
+    return device.type == "cpu"
 
 
 def on_device(
@@ -98,14 +93,14 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best.values, nearest.gather(1, best.indices // CHUNK) * CHUNK + best.indices % CHUNK
 
 
-def _draw_short(logits: Tensor, cuts: list[Cut], points: list[float]) -> tuple[Tensor, Tensor]:
+def _draw_short(logits: Tensor, cuts: list[Cut], points: list[float]) -> tuple[Tensor, Tensor | None]:
     """Draw from short lists of candidates: int64 [rows].
 
-    Also returns which rows' lists do not hold all that they keep, bool [rows].
+    Also returns which rows' lists did not hold all that they keep, bool [rows]; None if it can't be any.
     """
     vocab, device = logits.shape[1], logits.device
     # A row without a usable top_k gets all of the list, and its nucleus must lie within.
-    ks = [vocab if _is_open(cut) else cut.top_k for cut in cuts]
+    ks = [cut.top_k if 0 < cut.top_k <= MOST_CANDIDATES else vocab for cut in cuts]
     count = min(vocab, max(NUCLEUS_CANDIDATES if k == vocab else k for k in ks))
     k, p = on_device(ks, device), on_device([cut.top_p for cut in cuts], device, torch.float64)
     values, ids = top(logits, count)
@@ -120,8 +115,10 @@ def _draw_short(logits: Tensor, cuts: list[Cut], points: list[float]) -> tuple[T
     reached = weights.cumsum(-1)
     # Kept up to the token that reaches the goal.
     weights.masked_fill_((reached - weights >= goal[:, None]) & (places > 0), 0.0)
-    large = on_device([cut.top_k > MOST_CANDIDATES for cut in cuts], device)
-    left = (k >= vocab) & (large | (reached[:, -1] < goal)) & (count < vocab)
+    left = None
+    if open_rows and count < vocab:
+        large = on_device([cut.top_k > MOST_CANDIDATES for cut in cuts], device)
+        left = (k >= vocab) & (large | (reached[:, -1] < goal))
     ids, order = ids.sort(-1)
     below = weights.gather(1, order).cumsum(-1)
     return ids.gather(1, _search(below, on_device(points, device, torch.float64))[:, None])[:, 0], left
@@ -144,15 +141,16 @@ def _cut_whole(logits: Tensor, cuts: list[Cut]) -> Tensor:
 
 def _least(logits: Tensor, p: Tensor) -> Tensor:
     """The least logit of each row's nucleus, [rows, 1], to within a 2^32nd of the range that has weight in fp32."""
-    weights = logits.exp()
-    goal = (p * weights.sum(-1, dtype=torch.float64))[:, None]
-    low = torch.full_like(logits[:, :1], _WEIGHTLESS)
+    chunks = _chunks(logits)  # [rows, chunks, CHUNK]
+    weights = chunks.exp()
+    goal = p * weights.sum(-1).sum(-1, dtype=torch.float64)
+    low = torch.full_like(logits[:, 0], _WEIGHTLESS)
     high = torch.zeros_like(low)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        is_within = (weights * (logits >= middle)).sum(-1, keepdim=True, dtype=torch.float64) >= goal
-        low, high = torch.where(is_within, middle, low), torch.where(is_within, high, middle)
-    return low
+        reached = (weights * (chunks >= middle[:, None, None])).sum(-1).sum(-1, dtype=torch.float64)
+        low, high = torch.where(reached >= goal, middle, low), torch.where(reached >= goal, high, middle)
+    return low[:, None]
 
 
 def _draw_whole(logits: Tensor, points: list[float]) -> Tensor:
