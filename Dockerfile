@@ -17,8 +17,10 @@ ARG CUDA_IMAGE=docker.io/nvidia/cuda:13.0.2-base-ubuntu24.04
 # ---- all images: the user, the folders that it may write, where the farm is
 
 FROM ${PYTHON_IMAGE} AS python
+# An id that no account of a node has; useradd warns of one beyond SYS_UID_MAX.
 RUN groupadd --system --gid 10001 farm \
- && useradd --system --uid 10001 --gid farm --home-dir /cache --no-create-home --shell /usr/sbin/nologin farm \
+ && useradd --system --key SYS_UID_MAX=10001 --uid 10001 --gid farm \
+      --home-dir /cache --no-create-home --shell /usr/sbin/nologin farm \
  && install --directory --owner=farm --group=farm --mode=0700 /cache /run/farm /var/lib/farm
 ENV PATH=/opt/farm/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -136,7 +138,8 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev python3 python3-dev tzdata \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --system --gid 10001 farm \
- && useradd --system --uid 10001 --gid farm --home-dir /cache --no-create-home --shell /usr/sbin/nologin farm \
+ && useradd --system --key SYS_UID_MAX=10001 --uid 10001 --gid farm \
+      --home-dir /cache --no-create-home --shell /usr/sbin/nologin farm \
  && install --directory --owner=farm --group=farm --mode=0700 /cache /run/farm /var/lib/farm
 ENV PATH=/opt/farm/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -167,7 +167,7 @@ class AsyncFarm:
     async def watching(
         self, job_ids: Iterable[str], *, start: int | None = None, asked: Callable[[], object] | None = None
     ) -> AsyncIterator[Inbox]:
-        """News of jobs in a queue; see ``Farm.watching``. ``asked`` is called in the event loop."""
+        """News of jobs in a queue; see ``Reader.watching``. ``asked`` is called in the event loop."""
         inbox: Inbox = asyncio.Queue()
         tell = teller(inbox)
         watches = [Watch(job_id, tell, start=start) for job_id in job_ids]

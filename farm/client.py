@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Literal, Self, TypeVar, Unpack, overload
@@ -35,7 +35,7 @@ from farm.ledger.listing import each_job
 from farm.ledger.records import Submission
 from farm.ledger.streams import Reader
 from farm.ledger.usage import UsageDay, read_usage
-from farm.ledger.watch import News, Watch
+from farm.ledger.watch import News
 from farm.local.discover import discover, running_farm, with_url
 from farm.patience import patiently
 from farm.prompts import Params, Placer, Prompt, PromptCheck, check_samples
@@ -217,26 +217,11 @@ class Farm:
         views = self.ledger.views(dead_ids(self.ledger, limit=limit, model=model, tenant=tenant))
         return [view for view in views if view is not None]
 
-    @contextmanager
     def watching(
         self, job_ids: Iterable[str], *, start: int | None = None, asked: Callable[[], object] | None = None
-    ) -> Iterator[SimpleQueue[tuple[str, News]]]:
-        """News of jobs in a queue: their ends, or with ``start`` their tokens from that index on.
-
-        asked: do not wait for the server; call this, from another thread, once it has said how the jobs stand.
-        Without it, raises ServerUnreachable if the server has never answered this client.
-        """
-        inbox: SimpleQueue[tuple[str, News]] = SimpleQueue()
-        watches = [Watch(job_id, lambda *news: inbox.put(news), start=start) for job_id in job_ids]
-        try:
-            if asked is None:
-                with self.ledger.in_time():
-                    self.reader.watch(watches)
-            else:
-                self.reader.ask(watches, asked)
-            yield inbox
-        finally:
-            self.reader.unwatch(watches)
+    ) -> AbstractContextManager[SimpleQueue[tuple[str, News]]]:
+        """News of jobs in a queue, for as long as the block lasts; see ``Reader.watching``."""
+        return self.reader.watching(job_ids, start=start, asked=asked)
 
     def patiently(self, call: Callable[[], T]) -> T:
         """Make a call that may be made twice, and ride out an outage of up to ``client.outage_s``.

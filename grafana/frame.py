@@ -65,7 +65,7 @@ def make(
             .keep_time(True)
             .include_vars(True)
         )
-        .link(link("Runbooks", runbooks.url("README")))
+        .link(link("Runbooks", runbooks.url("index")))
         .annotation(
             dashboard.AnnotationQuery()
             .name("Alerts")

@@ -110,12 +110,16 @@ def main() -> None:
     (folder / "prometheus.yml").write_text(configuration(note), encoding="utf-8")
     _write_private(folder / "redis-exporter.env", exporter_environ(note))
     _write_private(folder / "grafana.env", _grafana_environ())
-    sys.stderr.write("Each in a terminal of its own; Prometheus, its exporter for Redis and Grafana must be there:\n")
+    sys.stderr.write(
+        "Each in a terminal of its own; Prometheus, its exporter for Redis and Grafana must be there. The last one, in "
+        "the repository, shows the runbooks that alerts and dashboards lead to:\n"
+    )
     sys.stdout.write(
         f"prometheus --config.file={folder}/prometheus.yml --storage.tsdb.path={folder}/data "
         f"--web.listen-address={PROMETHEUS}\n"
         f"(set -a; . {folder}/redis-exporter.env; prometheus-redis-exporter -web.listen-address {EXPORTER})\n"
         f"(set -a; . {folder}/grafana.env; grafana server --homepath /usr/share/grafana)\n"
+        "python -m docs.site --serve\n"
     )
 
 

@@ -69,7 +69,7 @@ def thresholds(steps: Steps, *, base: str = "green") -> dashboard.ThresholdsConf
 
 
 def _runbook(name: str) -> list[dashboard.DashboardLink]:
-    return [link(f"Runbook: {name}", runbooks.url(name))]
+    return [link("Runbooks" if name == "index" else f"Runbook: {name}", runbooks.url(name))]
 
 
 def link(title: str, url: str) -> dashboard.DashboardLink:

@@ -12,6 +12,7 @@ from grafana.frame import text
 HERE = Path(__file__).parent
 COMPONENT = HERE.parent / "k8s" / "components" / "monitoring"
 RULES = HERE / "prometheus" / "rules"
+TESTS = HERE / "prometheus" / "tests"
 DASHBOARDS = {"overview": overview, "workers": workers, "recovery": recovery, "api": api}
 
 _RULE_HEAD = """\
@@ -30,7 +31,7 @@ spec:
 def files() -> dict[Path, str]:
     """Every generated file and what it should hold."""
     rules = {path: linked(path.read_text(encoding="utf-8")) for path in sorted(RULES.glob("*.yml"))}
-    made = dict(rules)
+    made = rules | {path: linked(path.read_text(encoding="utf-8")) for path in sorted(TESTS.glob("*.yml"))}
     for slug, module in DASHBOARDS.items():
         dashboard = text(module.build())
         made[HERE / "json" / f"{slug}.json"] = dashboard
@@ -42,8 +43,8 @@ def files() -> dict[Path, str]:
 
 
 def linked(rules: str) -> str:
-    """Rules with every ``runbook_url`` where ``runbooks.BASE`` says."""
-    return re.sub(r"(?m)^(\s+runbook_url: ).*?([\w-]+)\.md$", lambda found: found[1] + runbooks.url(found[2]), rules)
+    """Rules, or their tests, with every ``runbook_url`` where ``runbooks`` says."""
+    return re.sub(r"(?m)^(\s+runbook_url: ).*?([\w-]+)\.\w+$", lambda found: found[1] + runbooks.url(found[2]), rules)
 
 
 def _groups(rules: str) -> str:

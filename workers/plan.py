@@ -18,10 +18,10 @@ from workers.engine.checkpoint import BloomConfig, find_config
 from workers.engine.devices import named_devices, own_devices
 from workers.engine.kv.paged import PAGE
 from workers.engine.module_bytes import bytes_of_shapes
-from workers.engine.planner import plan_shards, reserved
+from workers.engine.plan_by_settings import plan_by_settings
+from workers.engine.planner import reserved
 from workers.engine.presets import PRESETS, parameters
 from workers.engine.shard_plan import Device, ShardPlan, StagePlan
-from workers.engine.tensor_parallel.plan import check_shares, plan_ranks, rank_devices
 from workers.exits import EXIT_REFUSED
 
 
@@ -96,24 +96,14 @@ def main() -> None:
             devices = named_devices(settings.engine.devices) if settings.engine.devices else own_devices()
         else:
             devices = [Device(f"cuda:{index}", int(size)) for index, size in enumerate(args.devices.split(","))]
-        dtype = settings.model.dtype
-        if dtype == "auto":
-            dtype = "float32" if devices[0].name == "cpu" else "bfloat16"
-        context, ranks = settings.engine.max_context, settings.engine.tensor_parallel
-        if ranks > 1:
-            check_shares(config, ranks, settings.engine.quantization, settings.engine.kv_dtype)
-            devices = rank_devices(devices, ranks)
-            plan = plan_ranks(config, dtype, devices, context=context, reserve=args.reserve)
-        else:
-            plan = plan_shards(
-                config,
-                dtype,
-                devices,
-                context=context,
-                reserve=args.reserve,
-                quantization=settings.engine.quantization,
-                kv_dtype=settings.engine.kv_dtype,
-            )
+        plan = plan_by_settings(
+            config,
+            settings.model,
+            settings.engine,
+            devices,
+            context=settings.engine.max_context,
+            reserve=args.reserve,
+        )
     except FarmError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EXIT_REFUSED) from None

@@ -1,18 +1,21 @@
-"""Build the site into ``build/docs/site``, without a network: ``python -m docs.site``.
+"""Build the site into ``build/docs/site``, without a network: ``python -m docs.site``; ``--serve`` shows it, too.
 
 Fails on whatever zensical warns of. ``tests/docs`` looks at every link of what comes out.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
 from docs.site import pages, reference
+from docs.site.serve import PORT, server
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("zensical.toml")
@@ -48,5 +51,18 @@ def config(folder: Path) -> str:
     return re.sub(r'^  \{ "[^"]*" = \[\n  \] \},\n', "", text, flags=re.MULTILINE)
 
 
+def main() -> None:
+    """Build, print where, and with --serve answer at 127.0.0.1 until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m docs.site", description="Build the documentation's site.")
+    parser.add_argument("--serve", action="store_true", help=f"show it at http://127.0.0.1:{PORT} until Ctrl-C")
+    is_served = parser.parse_args().serve
+    folder = build(ROOT / "build" / "docs")
+    print(folder / "index.html")
+    if is_served:
+        with server(folder) as serving, suppress(KeyboardInterrupt):
+            print(f"http://127.0.0.1:{serving.server_port}   (Ctrl-C stops it)", flush=True)
+            serving.serve_forever()
+
+
 if __name__ == "__main__":
-    print(build(ROOT / "build" / "docs") / "index.html")
+    main()

@@ -15,6 +15,11 @@ CONTEXT = {"help_option_names": list(HELP_NAMES), "max_content_width": 100}
 class Command(TyperCommand):
     """A command whose help is plain. An option's ``rich_help_panel`` names its group."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Arguments as manuals have them: ``PROMPT``, ``JOB...``, ``[JOB]``."""
+        pieces: list[str] = super().collect_usage_pieces(ctx)
+        return [re.sub(r"[{}]|(?<=\[)\[|\](?=\])", "", piece).replace("......", "...") for piece in pieces]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments first, then each group in the order of its first option, the common options last."""
         write_options(self, ctx, formatter)

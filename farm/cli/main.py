@@ -43,6 +43,7 @@ COMMANDS = {
     "api": Entry("farm.cli.processes", RUN, "Run the REST API."),
     "flower": Entry("farm.cli.processes", RUN, "Run Flower, the web page that shows workers and tasks."),
     "submit": Entry("farm.cli.jobs", ASK, "Ask for the completion of a prompt."),
+    "wait": Entry("farm.cli.wait", ASK, "Wait for jobs, and print their completions."),
     "batch": Entry("farm.cli.batch", ASK, "Complete a file of prompts, and go on where an earlier run stopped."),
     "status": Entry("farm.cli.status", ASK, "Show how the farm stands, or one job."),
     "cancel": Entry("farm.cli.jobs", ASK, "End jobs that have not ended."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,12 @@ Tenant = Annotated[
     ),
 ]
 
+JobIds = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="JOB...", help="Ids of jobs; - reads them from standard input, with spaces or newlines between them."
+    ),
+]
 NamedTenant = Annotated[
     str, typer.Option("--tenant", metavar="NAME", help="Whose jobs the key is for.", show_default=False)
 ]
@@ -64,6 +71,22 @@ def parse_limits(values: list[str]) -> dict[str, float | None]:
             raise InvalidRequest("--limit", f"{value[:60]!r} is no limit; give NAME=N, as queued_jobs=1000") from None
         check_limit(name, limits[name])
     return limits
+
+
+def job_ids(words: list[str]) -> list[str]:
+    """The ids, each once, with those of standard input in place of a ``-``. Raises InvalidRequest if there are none."""
+    found = [job_id for word in words for job_id in (standard_input("JOB").split() if word == "-" else [word])]
+    if not found:
+        raise InvalidRequest("JOB", "standard input holds no id; farm submit --no-wait prints one")
+    return list(dict.fromkeys(found))
+
+
+def standard_input(field: str) -> str:
+    """All of it. Raises InvalidRequest, which names the field that it is for."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(field, "standard input is not UTF-8 text; convert it") from None
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def worker(
     role: Annotated[
         Role | None,
         typer.Option(
+            metavar="ROLE",
             help="model generates; system has no engine: it keeps queues moving, drives batches, calls webhooks.",
             show_default="FARM_WORKER__ROLE, model",
         ),

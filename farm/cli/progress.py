@@ -71,14 +71,14 @@ def shown(*, is_quiet: bool = False) -> Iterator[Shown]:
     if is_quiet:
         yield Shown(pace.see, note)
     elif sys.stderr.isatty():
-        with _bar() as bar:
-            task = bar.add_task("", total=None, words="")
+        with bar() as moving:
+            task = moving.add_task("", total=None, words="")
 
             def move(report: BatchReport) -> None:
                 pace.see(report)
-                bar.update(task, total=report.total, completed=report.done, words=words(report, pace))
+                moving.update(task, total=report.total, completed=report.done, words=words(report, pace))
 
-            yield Shown(move, lambda text: bar.console.print(text, style="dim", markup=False))
+            yield Shown(move, lambda text: moving.console.print(text, style="dim", markup=False))
     else:
         yield Shown(_Lines(pace), note)
 
@@ -98,10 +98,13 @@ class _Lines:
             note(f"{report.done:,}{total} done · {words(report, self._pace)}")
 
 
-def _bar() -> Progress:
+def bar(*, is_passing: bool = False) -> Progress:
+    """A bar of how many of how many, with words beside it. is_passing: it leaves no trace when it stops."""
     return Progress(
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[words]}", markup=False),
         console=stderr(),
+        transient=is_passing,
+        redirect_stdout=not is_passing,  # or it would print to stderr what is for stdout
     )

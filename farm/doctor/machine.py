@@ -24,7 +24,6 @@ from farm.settings import Settings
 PROBE_S = 60.0  # torch loads in seconds, on a cold disk in many
 FEW_BYTES = 1_000_000_000
 TIGHT_SHARE = 0.8
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def check_machine(settings: Settings, running: dict[str, Any] | None) -> Iterator[Check]:
@@ -122,24 +121,21 @@ def check_torch(facts: dict[str, Any]) -> Iterator[Check]:
 
 
 def check_model(facts: dict[str, Any], settings: Settings) -> Check:
-    """Whether the model fits: its weights and one sequence's keys and values against GPU or machine memory."""
+    """Whether the model fits, as a worker would place it: its weights and one whole sequence's keys and values."""
     model, name = facts["model"], settings.model.id
     if model["refused"]:
         return Check("model", "fail", model["refused"], "set FARM_MODEL__ID to a Bloom checkpoint")
-    gpus = facts["torch"]["gpus"] if facts["torch"] else []
-    room = sum(gpu["bytes"] for gpu in gpus) or facts["free_bytes"]
-    where = f"the {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}" if gpus else "free memory"
-    dtype = settings.model.dtype if settings.model.dtype != "auto" else "bfloat16" if gpus else "float32"
     coming = "" if model["is_here"] else "; not on this machine yet, the first worker downloads it"
-    if model["weights"] is None:
+    sizes = model["sizes"]
+    if sizes is None:
         return Check("model", "warn", f"{name}: size unknown{coming}", "start a worker, or name a folder")
-    weights = model["weights"] * ELEMENT_BYTES[dtype]
-    need = weights + model["kv_per_token"] * ELEMENT_BYTES[dtype] * settings.engine.max_context
-    found = f"{name}: {size(weights)} in {dtype}, {size(room)} of {where}{coming}"
-    if need > room:
-        smaller = "FARM_MODEL__DTYPE=bfloat16, " if dtype == "float32" else ""
-        return Check("model", "fail", found, f"use {smaller}more memory or a smaller model")
-    if need > TIGHT_SHARE * room:
+    if sizes["lacks"]:
+        return Check("model", "fail", f"{name}: {sizes['lacks']}", "farm plan --devices LIST shows what would hold it")
+    room, gpus, kept = sizes["room_bytes"], sizes["gpus"], settings.engine.quantization
+    where = f"the {gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "free memory"
+    of = f"{sizes['dtype']}, weights in {kept}" if kept else sizes["dtype"]
+    found = f"{name}: {size(sizes['weight_bytes'])} in {of}; {size(room)} of {where}{coming}"
+    if sizes["weight_bytes"] + sizes["sequence_bytes"] > TIGHT_SHARE * room:
         return Check("model", "warn", f"{found}; little is left for keys and values", "expect few sequences at once")
     return Check("model", "ok", found)
 

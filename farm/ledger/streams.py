@@ -11,7 +11,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import redis
@@ -20,7 +21,7 @@ from farm import keys
 from farm.connection import connect, our_errors
 from farm.errors import FarmError, ServerUnreachable
 from farm.ledger.jobs import Jobs
-from farm.ledger.watch import Watch, Watchers
+from farm.ledger.watch import STATES_PER_CALL, News, Watch, Watchers, chunks
 from farm.logs import origin
 from farm.patience import FIRST_PAUSE_S, longer
 
@@ -58,6 +59,28 @@ class Reader:
     @property
     def is_closed(self) -> bool:
         return self._closing.is_set()
+
+    @contextlib.contextmanager
+    def watching(
+        self, job_ids: Iterable[str], *, start: int | None = None, asked: Callable[[], object] | None = None
+    ) -> Iterator[SimpleQueue[tuple[str, News]]]:
+        """News of jobs in a queue: their ends, or with ``start`` their tokens from that index on.
+
+        asked: do not wait for the server; call this, from another thread, once it has said how the jobs stand.
+        Without it, raises ServerUnreachable if the server has never answered this client.
+        """
+        inbox: SimpleQueue[tuple[str, News]] = SimpleQueue()
+        watches = [Watch(job_id, lambda *news: inbox.put(news), start=start) for job_id in job_ids]
+        try:
+            if asked is not None:
+                self.ask(watches, asked)
+            else:
+                for some in chunks(watches, STATES_PER_CALL):
+                    with self._jobs.in_time():
+                        self.watch(some)
+            yield inbox
+        finally:
+            self.unwatch(watches)
 
     def watch(self, watches: Sequence[Watch]) -> None:
         """Tell these how their jobs stand, and go on telling until the jobs end or ``unwatch``.

@@ -51,7 +51,7 @@ def _now() -> list[Panel]:
             "short",
             'count(ALERTS{alertname=~"Farm.+", alertstate="firing"}) or vector(0)',
             steps=[(1, "orange"), (3, "red")],
-            runbook="README",
+            runbook="index",
         ),
         number(
             "Slots",
@@ -204,7 +204,7 @@ def _wrong() -> list[Panel]:
             "short",
             'ALERTS{alertname=~"Farm.+"}',
             hidden=["Value", "job", "instance"],
-            runbook="README",
+            runbook="index",
         ),
         graph(
             "Workers",

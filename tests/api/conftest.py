@@ -13,6 +13,7 @@ import httpx2
 import openai
 import pytest
 import uvicorn
+from selenium import webdriver
 
 from api.app import create_app
 from api.serve import config_of
@@ -24,6 +25,7 @@ from farm.listening import listen
 from farm.local.environ import with_values
 from farm.settings import Settings
 from tests.api.openai_client import Client
+from tests.browser import Page, chromium
 from tests.conftest import wait_until
 from tests.farmhand import Farmhand, quick
 
@@ -203,3 +205,19 @@ def follow(url: str, job_id: str, *, after: str | None = None, stop_at: int | No
                 if len(heard.events) == stop_at:
                     break
     return heard
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+@pytest.fixture
+def page(driver: webdriver.Chrome) -> Iterator[Page]:
+    """A window of a desk's size. At the end nothing may have gone wrong inside it."""
+    page = Page(driver).look()
+    yield page
+    complaints = page.complaints()
+    driver.get("about:blank")
+    assert complaints == []

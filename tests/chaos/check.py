@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from farm import keys
 from tests.chaos.evidence import Evidence, Violation
 from tests.chaos.record import Call, Gone
-from tests.integration.ledger.farmhand import ENDED, check_dump
+from tests.integration.ledger.farmhand import ENDED
+from tests.integration.ledger.invariants import check_dump
 
 KEPT_ATTEMPTS = 20  # the ledger's history of a job goes back so far
 GRACE_S = 2.0  # what a call may take beyond its own timeout

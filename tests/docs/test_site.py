@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -16,8 +18,10 @@ import pytest
 import farm
 from docs.site import __main__ as site
 from docs.site import reference
+from docs.site.serve import PORT, server
 from farm import keys
 from farm.settings import setting_names
+from grafana import runbooks
 
 ROOT = Path(__file__).parents[2]
 LOADED = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
@@ -82,6 +86,25 @@ def test_every_link_and_anchor_leads_somewhere(built: Path, read: dict[Path, Rea
             if not aim.exists() or (anchor and aim in read and anchor not in read[aim].ids):
                 broken.append(f"{path.relative_to(built)}: {link}")
     assert broken == []
+
+
+def test_links_of_alerts_and_dashboards_open(built: Path) -> None:
+    """Every address that a rule or dashboard leads to answers where python -m docs.site --serve shows the site."""
+    texts = [path.read_text(encoding="utf-8") for folder in ("json", "prometheus") for path in _below(folder)]
+    links = {link for text in texts for link in re.findall(rf"{runbooks.docs_url()}/[\w./-]+", text)}
+    assert len(links) > 15
+    with server(built, 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        for link in links:
+            here = f"http://127.0.0.1:{serving.server_port}{link.removeprefix(runbooks.docs_url())}"
+            with urllib.request.urlopen(here, timeout=10) as answer:
+                assert "<h1" in answer.read().decode(), link
+        serving.shutdown()
+    assert f"http://127.0.0.1:{PORT}" == runbooks.LOCAL
+
+
+def _below(folder: str) -> Iterator[Path]:
+    return (path for path in (ROOT / "grafana" / folder).rglob("*") if path.suffix in (".json", ".yml"))
 
 
 def test_nothing_is_loaded_from_another_host(built: Path, read: dict[Path, Read]) -> None:

@@ -45,6 +45,11 @@ def bloom(folder: Path | str, **engine: Any) -> Bloom:
     )
 
 
+def add(id: str, prompt: str | list[int] = "some words", deadline_s: float | None = None, **params: int) -> Add:
+    """A job of a few tokens, unless told otherwise."""
+    return Add(id, prompt, SamplingParams(**{"max_tokens": 8, **params}), deadline_s=deadline_s)
+
+
 def gather(events: Iterable[Event], said: dict[str, Said] | None = None) -> dict[str, Said]:
     """Sort events by job, checking the order in which they may come."""
     said = {} if said is None else said

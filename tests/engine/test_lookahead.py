@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from farm.settings import EngineSettings
 from tests.engine.driving import Said, drive, gather
-from tests.engine.test_scheduler import Schedules
+from tests.engine.schedules import Schedules
 from workers.engine.engine import Engine
 from workers.engine.kv.manager import Clear
 from workers.engine.kv.paged import PAGE, PagedKV

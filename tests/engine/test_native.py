@@ -3,104 +3,33 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 from torch import Tensor
 from torch.nn import functional
 from transformers import BloomForCausalLM
 
-from benchmarks.workload import random_weights, save_bloom
+from benchmarks.workload import save_bloom
 from tests.engine import reference
+from tests.engine.native import BLOCK, SHAPES, Made, Memory, spans, stage, tokens
 from workers.engine.checkpoint import BloomConfig, find_checkpoint
-from workers.engine.native import build, library, selftest
-from workers.engine.native.build import BuildFailed
 from workers.engine.native.stage import NativeStage
 from workers.engine.weights import Weights
 from workers.tiny_bloom import FOLDER
 from workers.tiny_bloom.train import encode, held_out_stories
 
-SHAPES = {
-    "3 heads of 24": BloomConfig(vocab=515, hidden=72, layers=2, heads=3),
-    "1 head of 40, explicit head": BloomConfig(vocab=300, hidden=40, layers=2, heads=1, tied=False),
-    "8 heads of 8, post-norm residual": BloomConfig(vocab=129, hidden=64, layers=3, heads=8, residual_post_norm=True),
-    "2 heads of 64": BloomConfig(vocab=331, hidden=128, layers=2, heads=2),
-    "2 heads of 128": BloomConfig(vocab=260, hidden=256, layers=1, heads=2),
-}
-BLOCK = 256
 PERPLEXITY_LOSS = 0.01
 
 needs_library = pytest.mark.usefixtures("compiler")
 
 
-@dataclass
-class Made:
-    """Weights made up, as ``Weights`` gives them out."""
-
-    config: BloomConfig
-    seed: int = 3
-    dtype: torch.dtype = torch.float32
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.tensors = random_weights(self.config, self.seed)
-
-    @property
-    def has_head(self) -> bool:
-        return not self.config.tied
-
-    def take(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-
-@dataclass
-class Memory:
-    """A KV cache of blocks, filled with NaN: what was not stored must not be read."""
-
-    config: BloomConfig
-    blocks: int = 8
-    layers_: range | None = None
-
-    def __post_init__(self) -> None:
-        self.heads = self.config.heads
-        shape = (2, self.blocks * BLOCK * self.heads, self.config.head_dim)
-        self.layers = [torch.full(shape, math.nan) for _ in self.layers_ or range(self.config.layers)]
-
-
-def stage(
-    weights: Made, layers: range | None = None, *, threads: int = 2, quantization: str | None = None
-) -> NativeStage:
-    whole = range(weights.config.layers)
-    layers = whole if layers is None else layers
-    return NativeStage(
-        weights,
-        layers,
-        first=layers.start == 0,
-        last=layers.stop == whole.stop,
-        threads=threads,
-        quantization=quantization,
-    )
-
-
 def transformer(weights: Made, folder: Path) -> BloomForCausalLM:
     return reference.load(save_bloom(folder / "bloom", weights.config, weights.seed))
-
-
-def spans(*rows: tuple[int, int, int]) -> Tensor:
-    """(block, start, count) of each span, as a stage takes them."""
-    return torch.tensor([(block * BLOCK, BLOCK, start, count) for block, start, count in rows], dtype=torch.int64)
-
-
-def tokens(config: BloomConfig, count: int, seed: int = 0) -> Tensor:
-    return torch.randint(config.vocab, (count,), generator=torch.Generator().manual_seed(seed))
 
 
 def assert_near(got: Tensor, wanted: Tensor, limit: float = 1e-4) -> None:
@@ -275,16 +204,6 @@ def _nats(stories: list[list[int]], quantization: str | None) -> float:
     return torch.cat(losses).mean().item()
 
 
-@needs_library
-def test_the_self_test_finds_a_wrong_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that computes something else is not used, and the reason is a number."""
-    right = library.open_library()
-    assert selftest.mismatch(right) is None
-    wrong = library.open_library()
-    wrong.set_norm = lambda stage, which, weight, _: right.set_norm(stage, which, weight, weight)
-    assert "differ from torch's" in (selftest.mismatch(wrong) or "")
-
-
 @pytest.mark.fast
 @needs_library
 def test_other_dtypes_are_left_to_torch() -> None:
@@ -293,134 +212,6 @@ def test_other_dtypes_are_left_to_torch() -> None:
         stage(Made(SHAPES["2 heads of 64"], dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="int3"):
         stage(Made(SHAPES["2 heads of 64"]), quantization="int3")
-
-
-@needs_library
-@pytest.mark.parametrize("march", ["x86-64-v3", "x86-64"])
-def test_narrow_vectors_compute_the_same(march: str, tmp_path: Path) -> None:
-    """Libraries for older CPUs pass the self-test, too."""
-    if os.uname().machine != "x86_64":
-        pytest.skip("x86 only: the levels are x86's")
-    path = tmp_path / "narrow.so"
-    build.compile_to(path, build.find_compiler(), march)
-    narrow = library.Library(path)
-    assert narrow.width < 16
-    assert selftest.mismatch(narrow) is None
-
-
-@pytest.fixture
-def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder of our own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path
-
-
-@needs_library
-def test_the_second_load_compiles_nothing(cache_home: Path) -> None:
-    """And leaves a private folder with one whole file in it."""
-    assert build.find().compiled
-    assert not build.find().compiled
-    folder = cache_home / "bloomfarm/native"
-    assert len(list(folder.iterdir())) == 1
-    assert folder.stat().st_mode & 0o777 == 0o700
-
-
-@needs_library
-def test_a_broken_library_is_built_anew(cache_home: Path) -> None:
-    """A file that does not load is replaced, once."""
-    path = build.find().path
-    path.unlink()
-    path.write_bytes(b"no library")
-    assert library.open_library().version == library.VERSION
-    assert path.stat().st_size > len(b"no library")
-
-
-@pytest.mark.fast
-@needs_library
-def test_an_unsafe_folder_is_refused(cache_home: Path) -> None:
-    """Others could put code there that the engine would run."""
-    folder = cache_home / "bloomfarm/native"
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)
-    with pytest.raises(BuildFailed, match="0700"):
-        build.find()
-
-
-@pytest.mark.fast
-def test_without_a_compiler_there_is_no_library_and_a_reason(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The farm runs on torch then."""
-    monkeypatch.setenv("PATH", str(cache_home))
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(BuildFailed, match=r"install g\+\+"):
-        build.find()
-    library.load.cache_clear()
-    try:
-        with capture_logs() as logs:
-            assert library.load() is None
-    finally:
-        library.load.cache_clear()
-    assert [log["event"] for log in logs] == ["native_stage_unavailable"]
-    assert "install g++" in logs[0]["reason"]
-
-
-@pytest.mark.fast
-def test_the_compiler_of_the_extra_is_found_last(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``pip install 'bloomfarm[native]'`` serves a machine that has no other; $CXX and the path come first."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang")
-    monkeypatch.setenv("PATH", str(cache_home))
-    monkeypatch.delenv("CXX", raising=False)
-    assert build.find_compiler() == [sys.executable, "-m", "ziglang", "c++"]
-    compiler = cache_home / "g++"
-    compiler.touch(mode=0o755)
-    assert build.find_compiler() == ["g++"]
-
-
-@needs_library
-def test_a_failing_compiler_is_named(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its exit status, and no half-written file is left."""
-    monkeypatch.setenv("CXX", "false")
-    with pytest.raises(BuildFailed, match="false ended with 1"):
-        build.find()
-    assert not list((cache_home / "bloomfarm/native").iterdir())
-
-
-@needs_library
-def test_what_a_killed_build_left_is_swept(cache_home: Path) -> None:
-    """Half a library is removed once no build can still be at it."""
-    folder = cache_home / "bloomfarm/native"
-    folder.mkdir(parents=True, mode=0o700)
-    old, new = folder / f"old{build.UNFINISHED}", folder / f"new{build.UNFINISHED}"
-    for path in (old, new):
-        path.touch()
-    os.utime(old, (0, 0))
-    build.find()
-    assert not old.exists()
-    assert new.exists()
-
-
-@needs_library
-def test_a_folder_that_can_not_be_made_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read-only home costs speed, not the start."""
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(BuildFailed, match="XDG_CACHE_HOME"):
-        build.find()
-
-
-@needs_library
-def test_a_prebuilt_library_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that `--into` made is found by the sources' hash, if the CPU can run it."""
-    level = next((level for level, needed in build._LEVELS.items() if needed <= build.cpu_flags()), None)
-    if level is None:
-        pytest.skip("this CPU runs no level that is prebuilt")
-    monkeypatch.setattr("sys.argv", ["build", "--into", str(tmp_path), "--march", level])
-    build.main()
-    monkeypatch.setattr(build, "PREBUILT", tmp_path)
-    monkeypatch.setattr(build, "find_compiler", lambda: pytest.fail("it looked for a compiler"))
-    found = build.find()
-    assert found.path.parent == tmp_path
-    assert selftest.mismatch(library.Library(found.path)) is None
 
 
 @needs_library

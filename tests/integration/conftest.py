@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
+from farm import Farm
 from farm.contracts import parse_request
 from farm.ledger.jobs import Jobs
 from farm.results import JobView
+from farm.settings import Settings
 from tests.conftest import wait_until
+from tests.farmhand import Farmhand, quick
 from tests.workers import WorkerProcess
 
 StartWorker = Callable[..., WorkerProcess]
@@ -30,6 +33,20 @@ def start_worker(jobs: Jobs, tmp_path: Path) -> Iterator[StartWorker]:
     yield start
     for worker in started:
         worker.kill()
+
+
+@pytest.fixture
+def farm(settings: Settings, jobs: Jobs) -> Iterator[Farm]:
+    """A client of the emptied server."""
+    with Farm(quick(settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def hand(farm: Farm) -> Iterator[Farmhand]:
+    """A worker that answers at once."""
+    with Farmhand(farm.settings) as worker:
+        yield worker
 
 
 @pytest.fixture

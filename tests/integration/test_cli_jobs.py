@@ -84,7 +84,7 @@ def test_submit_streams(quick: Settings) -> None:
 
 
 def test_a_job_from_submission_to_cancellation(quick: Settings, client: redis.Redis) -> None:
-    """Without a worker: --no-wait gives an id, status its place in line, cancel ends it, once."""
+    """Without a worker: --no-wait gives an id, status its place in line, cancel ends it, by a pipe too, once."""
     del client
     _farm(quick, "submit", "A mouse", "--no-wait")
     said = _farm(quick, "submit", "A goat", "--no-wait")
@@ -96,7 +96,7 @@ def test_a_job_from_submission_to_cancellation(quick: Settings, client: redis.Re
     assert "queued" in shown
     assert "2 in line" in shown
     assert _farm(quick, "cancel", job_id).out == f"{job_id} cancelled\n"
-    again = _farm(quick, "cancel", job_id, GONE, "--json")
+    again = _farm(quick, "cancel", "-", GONE, "--json", stdin=job_id + "\n")
     assert again.code == 1
     assert again.lines == [{"id": job_id, "state": "cancelled"}, {"id": GONE, "state": None}]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from kombu import Connection
 
 from farm import keys
 from farm.contracts import JobState
@@ -20,7 +19,6 @@ from farm.settings import load_settings
 from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
 from tests.workers import PLAIN_CELERY, WorkerProcess
-from workers import kombu_mend
 
 LONG = {"max_tokens": 400}
 SLOW = {"ENGINE__SYNTHETIC_STEP_S": 0.01}
@@ -286,32 +284,3 @@ def test_terminated_while_the_server_is_frozen(mortal: EmbeddedServer, tmp_path:
         second.wait_ready()
         assert {view.state for view in wait_for_all(jobs, ids)} == {JobState.SUCCEEDED}
     jobs.client.close()
-
-
-@pytest.mark.parametrize("answer", ["ack", "reject", "requeue"])
-def test_message_of_a_connection_that_is_gone(server: EmbeddedServer, answer: str) -> None:
-    """A message whose connection was closed can still be answered; the worker lives, and the ledger sees to the job."""
-    kombu_mend.mend()
-    connection = Connection(server.url)
-    queue = connection.SimpleQueue("mend")
-    queue.put({})
-    message = queue.get(timeout=10)
-    connection.close()
-    assert message.channel.connection is None
-    message.channel._disconnect_pools()  # Celery's next connection finds it without a pool
-    getattr(message, answer)()
-    assert message.acknowledged
-
-
-def test_a_channel_keeps_its_client_while_its_connections_last(server: EmbeddedServer) -> None:
-    """Commands share a client; when the connections were dropped the next command gets another one."""
-    kombu_mend.mend()
-    with Connection(server.url) as connection:
-        channel = connection.channel()
-        first = channel._create_client()
-        assert channel._create_client() is first
-        assert channel._create_client(asynchronous=True) is not first
-        channel._disconnect_pools()
-        second = channel._create_client()
-        assert second is not first
-        assert second.ping()

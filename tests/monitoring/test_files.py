@@ -58,14 +58,17 @@ def test_what_is_generated_is_current() -> None:
     assert {f"{path.parent.name}/{path.name}" for path in there} <= taken
 
 
-def test_moving_the_docs_moves_every_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With another base, all links of rules and dashboards lead there."""
-    before = files()
-    monkeypatch.setattr(runbooks, "BASE", "https://docs.example.com/farm")
+def test_moving_the_docs_moves_every_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With another address in pyproject.toml, all links of rules, their tests and dashboards lead there."""
+    before, base = files(), runbooks.docs_url()
+    assert any(f"{base}/runbooks/" in text for text in before.values())
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\nurls = {Documentation = "https://docs.example.com/farm/"}\n', encoding="utf-8")
+    monkeypatch.setattr(runbooks, "PROJECT", project)
     after = files()
     for path, text in after.items():
-        assert text.count("https://docs.example.com/farm/") == before[path].count("docs/runbooks/")
-        assert "docs/runbooks/" not in text
+        assert text.count("https://docs.example.com/farm/runbooks/") == before[path].count(f"{base}/runbooks/")
+        assert f"{base}/" not in text
         assert linked(text) == text
 
 
@@ -192,7 +195,7 @@ def test_every_alert_leads_to_a_runbook() -> None:
         assert alert["for"]
         said = alert["annotations"]
         assert set(said) == {"summary", "description", "runbook_url"}
-        slug = said["runbook_url"].rpartition("/")[2]
+        slug = said["runbook_url"].rpartition("/")[2].removesuffix(".html") + ".md"
         used.add(slug)
         text = (ROOT / "docs" / "runbooks" / slug).read_text(encoding="utf-8")
         assert name in text, f"{slug} does not say what {name} means"
@@ -208,7 +211,8 @@ def test_dashboards_lead_to_runbooks_that_there_are() -> None:
     for slug, dashboard in names.dashboards().items():
         links = [*dashboard["links"], *(link for panel in dashboard["panels"] for link in panel.get("links") or [])]
         for url in {link["url"] for link in links if link["type"] == "link"}:
-            assert (ROOT / url).exists(), f"{slug}: {url}"
+            page = url.removeprefix(f"{runbooks.docs_url()}/").removesuffix(".html").replace("index", "README")
+            assert (ROOT / "docs" / f"{page}.md").exists(), f"{slug}: {url}"
 
 
 def test_alertmanager_sends_pages_to_the_pager() -> None:

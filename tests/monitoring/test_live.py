@@ -238,11 +238,11 @@ def test_the_numbers_are_those_of_the_load(watch: Watch) -> None:
 
 
 def test_watching_a_farm_takes_one_command(up: Up) -> None:
-    """python -m grafana.local writes what three commands need, readable by nobody else; without a farm it says so."""
+    """python -m grafana.local writes what four commands need, readable by nobody else; without a farm it says so."""
     command = [sys.executable, "-m", "grafana.local"]
     said = subprocess.run([*command, str(up.state_dir)], capture_output=True, text=True, check=True, env=environ())
     folder = up.state_dir / "monitoring"
-    assert len(said.stdout.splitlines()) == 3
+    assert len(said.stdout.splitlines()) == 4
     password = exporter_environ(read_note(up.state_dir))["REDIS_PASSWORD"]
     assert password not in said.stdout
     assert password in (folder / "redis-exporter.env").read_text()

@@ -62,6 +62,20 @@ def test_help_of_a_command_fits_80_columns() -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("submit", "farm submit [OPTIONS] PROMPT"),
+        ("wait", "farm wait [OPTIONS] JOB..."),
+        ("status", "farm status [OPTIONS] [JOB]"),
+        ("batch", "farm batch [OPTIONS] IN.jsonl"),
+    ],
+)
+def test_usage_reads_as_in_manuals(command: str, usage: str) -> None:
+    """What may be left out is in brackets, what may be repeated has dots, and nothing is marked twice."""
+    assert farm(command, "--help").out.splitlines()[0] == f"Usage: {usage}"
+
+
+@pytest.mark.parametrize(
     ("args", "hint"),
     [
         (["stauts"], "Did you mean 'status'"),

@@ -18,6 +18,8 @@ from farm.doctor.server import (
     check_version,
 )
 from farm.settings import load_settings
+from workers.engine.presets import PRESETS
+from workers.probe import _sizes
 
 pytestmark = pytest.mark.fast
 
@@ -79,24 +81,30 @@ def test_a_clock_is_told_which_way_it_is_off() -> None:
     assert "30 s ahead" in check_clock(-30.0).found
 
 
-def _facts(*, weights: int | None = 10**9, free: int = 16 * 10**9, gpus: list[int] | None = None) -> dict[str, Any]:
+def _facts(*, gpus: list[int] | None = None, **sizes: Any) -> dict[str, Any]:
     cards = [{"name": "H100", "bytes": count} for count in gpus or []]
+    known = {
+        "lacks": None,
+        "dtype": "bfloat16" if cards else "float32",
+        "weight_bytes": 4 * 10**9,
+        "sequence_bytes": 10**9,
+        "room_bytes": sum(gpus or [16 * 10**9]),
+        "gpus": len(cards),
+    }
     return {
         "torch": {"version": "2.13.0", "cuda": "12.8" if cards else None, "gpus": cards},
         "cores": 8,
-        "free_bytes": free,
-        "model": {"is_here": True, "refused": None, "weights": weights, "kv_per_token": 2 * 30 * 4096},
+        "model": {"is_here": True, "refused": None, "sizes": known | sizes},
     }
 
 
 @pytest.mark.parametrize(
     ("facts", "verdict", "found"),
     [
-        (_facts(), "ok", "4.0 GB in float32, 16.0 GB of free memory"),
-        (_facts(weights=7 * 10**9), "fail", "28.0 GB in float32"),
-        (_facts(weights=7 * 10**9, gpus=[80 * 10**9]), "ok", "14.0 GB in bfloat16, 80.0 GB of the 1 GPU"),
-        (_facts(weights=7 * 10**9, gpus=[9 * 10**9] * 2), "warn", "18.0 GB of the 2 GPUs"),
-        (_facts(weights=None), "warn", "size unknown"),
+        (_facts(), "ok", "4.0 GB in float32; 16.0 GB of free memory"),
+        (_facts(lacks="9 bytes are missing"), "fail", "bigscience/bloom-7b1: 9 bytes are missing"),
+        (_facts(weight_bytes=14 * 10**9, gpus=[80 * 10**9]), "ok", "14.0 GB in bfloat16; 80.0 GB of the 1 GPU"),
+        (_facts(weight_bytes=14 * 10**9, gpus=[9 * 10**9] * 2), "warn", "18.0 GB of the 2 GPUs"),
     ],
 )
 def test_a_model_is_held_against_memory(facts: dict[str, Any], verdict: str, found: str) -> None:
@@ -104,12 +112,53 @@ def test_a_model_is_held_against_memory(facts: dict[str, Any], verdict: str, fou
     check = check_model(facts, load_settings(model={"id": "bigscience/bloom-7b1"}))
     assert check.verdict == verdict
     assert found in check.found
+    assert bool(check.remedy) == (verdict != "ok")
+
+
+def test_a_model_of_unknown_shape_is_no_failure() -> None:
+    """What is neither here nor published is weighed by the first worker."""
+    facts = _facts()
+    facts["model"] |= {"is_here": False, "sizes": None}
+    check = check_model(facts, load_settings(model={"id": "someone/bloom"}))
+    assert (check.verdict, "size unknown" in check.found) == ("warn", True)
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("gpus", "engine", "weight_bytes"),
+    [
+        ([80 * GIB], {}, 14_138_032_128),
+        ([80 * GIB], {"quantization": "int8"}, 9_140_000_000),
+        ([80 * GIB] * 4, {"devices": "cuda:1", "kv_dtype": "int8"}, 14_138_032_128),
+        ([14 * GIB], {}, None),
+        ([14 * GIB], {"quantization": "int8"}, 9_140_000_000),
+        ([80 * GIB], {"devices": "cuda:1"}, None),
+    ],
+)
+def test_a_model_weighs_what_the_engine_keeps_of_it(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[int], engine: dict[str, Any], weight_bytes: int | None
+) -> None:
+    """Weights in 8 bits count as such, on the devices that the settings name; what it would refuse fails."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(gpus))
+    cards = [{"name": "H100", "bytes": count} for count in gpus]
+    settings = load_settings(model={"id": "bigscience/bloom-7b1"}, engine=engine)
+    sizes = _sizes(PRESETS["bigscience/bloom-7b1"], settings, cards)
+    check = check_model({"model": {"is_here": True, "refused": None, "sizes": sizes}}, settings)
+    if weight_bytes is None:
+        assert check.verdict == "fail"
+    else:
+        assert check.verdict == "ok"
+        assert sizes["weight_bytes"] == pytest.approx(weight_bytes, rel=0.01)
+        assert sizes["gpus"] == 1
+    assert ("weights in int8" in check.found) == ("quantization" in engine)
 
 
 def test_a_refused_model_is_said_in_the_worker_s_words() -> None:
     """A folder that holds no Bloom fails before any worker is started on it."""
     facts = _facts()
-    facts["model"] = {"is_here": False, "refused": "/x has no config.json", "weights": None, "kv_per_token": 0}
+    facts["model"] = {"is_here": False, "refused": "/x has no config.json", "sizes": None}
     assert check_model(facts, load_settings()).verdict == "fail"
 
 

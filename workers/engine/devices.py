@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from farm.errors import ModelRefused
@@ -38,9 +38,10 @@ def own_devices() -> list[Device]:
     return [Device("cpu", free_bytes())]
 
 
-def named_devices(names: list[str]) -> list[Device]:
+def named_devices(names: list[str], bytes_of: Callable[[str], int] | None = None) -> list[Device]:
     """The devices of these names, in order; one that is named several times shares its memory out.
 
+    bytes_of: what counts as a device's memory, if not what is free.
     Raises ModelRefused for a name that is no device of this machine.
     """
     import torch
@@ -56,7 +57,7 @@ def named_devices(names: list[str]) -> list[Device]:
             + (f": {trouble}" if trouble else "")
         )
     times = Counter(names)
-    sizes = {name: free_bytes() if name == "cpu" else _gpu(int(name.partition(":")[2])).bytes for name in times}
+    sizes = {name: (bytes_of or _free)(name) for name in times}
     return [Device(name, sizes[name] // times[name]) for name in names]
 
 
@@ -82,6 +83,10 @@ def held_by_others(devices: Sequence[Device]) -> str:
         taken = [(pid, held) for pid, held in found if pid != os.getpid() and held >= _HELD_BYTES]
         said += [f"process {pid} holds {held:,} bytes of {name}" for pid, held in taken]
     return f"{', '.join(said)}: end it, or name other GPUs in FARM_ENGINE__DEVICES" if said else ""
+
+
+def _free(name: str) -> int:
+    return free_bytes() if name == "cpu" else _gpu(int(name.partition(":")[2])).bytes
 
 
 def _gpu(index: int) -> Device:

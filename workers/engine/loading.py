@@ -27,12 +27,11 @@ from workers.engine.machine import free_bytes
 from workers.engine.native import library
 from workers.engine.native.stage import NativeStage
 from workers.engine.pipeline import Shard
-from workers.engine.planner import plan_shards
+from workers.engine.plan_by_settings import plan_by_settings
 from workers.engine.shard import ContiguousShard, NativeShard, PagedShard
 from workers.engine.shard_plan import ModelTooLarge, ShardPlan, StagePlan
 from workers.engine.stage import Stage
 from workers.engine.tensor_parallel.loading import load_ranks
-from workers.engine.tensor_parallel.plan import check_shares, plan_ranks, rank_devices
 from workers.engine.weights import OpenWeights, Weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,33 +68,18 @@ def place(config: BloomConfig, model: ModelSettings, engine: EngineSettings) -> 
     """Decide. Raises ModelRefused for devices that are not here, and for memory that is not there."""
     devices = named_devices(engine.devices) if engine.devices else own_devices()
     in_ranks = engine.tensor_parallel > 1
-    if in_ranks:
-        check_shares(config, engine.tensor_parallel, engine.quantization, engine.kv_dtype)
-        devices = rank_devices(devices, engine.tensor_parallel)
     on_cpu = all(device.name == "cpu" for device in devices)
     if not on_cpu and any(device.name == "cpu" for device in devices):
         raise ModelRefused("FARM_ENGINE__DEVICES names the CPU beside GPUs; name devices of one kind")
-    name = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
-    dtype = _DTYPES[name]
     # A CPU that has no room for whole sequences of the longest context serves shorter ones.
     context = MIN_BLOCK if on_cpu else engine.max_context
     reserve = 0 if on_cpu else None
     try:
-        if in_ranks:
-            plan = plan_ranks(config, name, devices, context=context, reserve=reserve)
-        else:
-            plan = plan_shards(
-                config,
-                name,
-                devices,
-                context=context,
-                reserve=reserve,
-                quantization=engine.quantization,
-                kv_dtype=engine.kv_dtype,
-            )
+        plan = plan_by_settings(config, model, engine, devices, context=context, reserve=reserve)
     except ModelTooLarge as error:
         held = held_by_others(devices)
         raise (ModelTooLarge(f"{error}; {held}", error.missing) if held else error) from None
+    dtype = _DTYPES[plan.dtype]
     kv_tokens = _cpu_kv_tokens(plan, engine) if on_cpu else _gpu_kv_tokens(plan, engine)
     wants_pages = not on_cpu or engine.kv_dtype != "auto"
     is_paged = engine.kv_layout == "paged" or (engine.kv_layout == "auto" and wants_pages)

@@ -7,6 +7,7 @@ does in a month.  Must never draw at random: choosing is the corpus's work.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -105,79 +106,69 @@ class Foreign:
     meaning: str  # in English
 
 
-PLACES = {
-    p.name: p
-    for p in (
-        Place("barn", "in the barn", "warm straw"),
-        Place("mill", "behind the mill", "a great wooden wheel"),
-        Place("pond", "by the pond", "tall green reeds"),
-        Place("orchard", "in the orchard", "rows of apple trees"),
-        Place("garden", "in the garden", "beans and roses"),
-        Place("kitchen", "in the kitchen", "a black iron stove"),
-        Place("bridge", "under the bridge", "cold clear water"),
-        Place("hill", "on the hill", "wind and long grass"),
-        Place("market", "at the market", "noisy little shops"),
-        Place("forest", "in the forest", "dark old trees"),
-        Place("well", "beside the well", "a bucket on a rope"),
-        Place("shed", "in the shed", "ropes and rusty nails"),
-        Place("river", "near the river", "smooth white stones"),
-        Place("meadow", "in the meadow", "bees and yellow flowers"),
-        Place("stable", "in the stable", "saddles and sweet hay"),
-        Place("school", "behind the school", "a small brass bell"),
-    )
-}
+K = TypeVar("K", Place, Animal, Tool, Dish)
 
-ANIMALS = {
-    a.name: a
-    for a in (
-        Animal("bee", "bees", "buzz", "nectar", "in a hive", "grub", "honey", "busy", "danced over the flowers", 1),
-        Animal("mouse", "mice", "squeak", "crumbs", "in the wall", "pup", "nothing", "shy", "hid behind the stove", 2),
-        Animal("duck", "ducks", "quack", "weeds", "on the pond", "duckling", "eggs", "cheerful", "swam in a circle", 3),
-        Animal("hen", "hens", "cluck", "corn", "in a coop", "chick", "eggs", "proud", "scratched in the dust", 4),
-        Animal("owl", "owls", "hoot", "mice", "in a tower", "owlet", "nothing", "wise", "watched the moon", 5),
-        Animal("cat", "cats", "meow", "fish", "in the kitchen", "kitten", "nothing", "lazy", "slept in the sun", 6),
-        Animal(
-            "rabbit", "rabbits", "squeak", "carrots", "in a burrow", "kit", "nothing", "quick", "jumped the ditch", 7
-        ),
-        Animal(
-            "goose", "geese", "honk", "grass", "in the yard", "gosling", "feathers", "bossy", "chased the visitors", 8
-        ),
-        Animal("fox", "foxes", "yap", "berries", "in a den", "cub", "nothing", "clever", "crept along the hedge", 9),
-        Animal("dog", "dogs", "woof", "bones", "in a kennel", "puppy", "nothing", "loyal", "guarded the gate", 10),
-        Animal("sheep", "sheep", "baa", "clover", "in a fold", "lamb", "wool", "gentle", "followed the others", 11),
-        Animal("goat", "goats", "bleat", "leaves", "in a shed", "kid", "cheese", "stubborn", "climbed the wall", 12),
-        Animal("pig", "pigs", "oink", "apples", "in a sty", "piglet", "nothing", "muddy", "rolled in the mud", 13),
-        Animal(
-            "donkey", "donkeys", "bray", "thistles", "in a stable", "foal", "nothing", "patient", "pulled the cart", 14
-        ),
-        Animal("cow", "cows", "moo", "grass", "in a barn", "calf", "milk", "calm", "chewed all day", 15),
-        Animal(
-            "horse", "horses", "neigh", "oats", "in a stable", "foal", "nothing", "strong", "ran across the field", 16
-        ),
-    )
-}
 
-TOOLS = {
-    t.name: t
-    for t in (
-        Tool("hammer", "mend the fence", "mended the fence", "on a nail"),
-        Tool("scythe", "cut the grass", "cut the grass", "on the wall"),
-        Tool("axe", "chop the wood", "chopped the wood", "by the door"),
-        Tool("spade", "dig the garden", "dug the garden", "in the corner"),
-        Tool("needle", "sew the shirt", "sewed the shirt", "in a box"),
-        Tool("ladder", "reach the roof", "reached the roof", "against the wall"),
-        Tool("bucket", "carry the water", "carried the water", "beside the well"),
-        Tool("broom", "sweep the floor", "swept the floor", "behind the door"),
-        Tool("lantern", "light the path", "lit the path", "on a hook"),
-        Tool("rake", "gather the hay", "gathered the hay", "in the corner"),
-        Tool("sieve", "sift the flour", "sifted the flour", "on a shelf"),
-        Tool("net", "catch the fish", "caught the fish", "in the boat"),
-        Tool("rope", "tie the boat", "tied the boat", "on a hook"),
-        Tool("saw", "cut the planks", "cut the planks", "on a nail"),
-        Tool("brush", "paint the door", "painted the door", "in a jar"),
-        Tool("basket", "pick the plums", "picked the plums", "under the table"),
-    )
-}
+def _named(*kinds: K) -> dict[str, K]:
+    return {kind.name: kind for kind in kinds}
+
+
+PLACES = _named(
+    Place("barn", "in the barn", "warm straw"),
+    Place("mill", "behind the mill", "a great wooden wheel"),
+    Place("pond", "by the pond", "tall green reeds"),
+    Place("orchard", "in the orchard", "rows of apple trees"),
+    Place("garden", "in the garden", "beans and roses"),
+    Place("kitchen", "in the kitchen", "a black iron stove"),
+    Place("bridge", "under the bridge", "cold clear water"),
+    Place("hill", "on the hill", "wind and long grass"),
+    Place("market", "at the market", "noisy little shops"),
+    Place("forest", "in the forest", "dark old trees"),
+    Place("well", "beside the well", "a bucket on a rope"),
+    Place("shed", "in the shed", "ropes and rusty nails"),
+    Place("river", "near the river", "smooth white stones"),
+    Place("meadow", "in the meadow", "bees and yellow flowers"),
+    Place("stable", "in the stable", "saddles and sweet hay"),
+    Place("school", "behind the school", "a small brass bell"),
+)
+
+ANIMALS = _named(
+    Animal("bee", "bees", "buzz", "nectar", "in a hive", "grub", "honey", "busy", "danced over the flowers", 1),
+    Animal("mouse", "mice", "squeak", "crumbs", "in the wall", "pup", "nothing", "shy", "hid behind the stove", 2),
+    Animal("duck", "ducks", "quack", "weeds", "on the pond", "duckling", "eggs", "cheerful", "swam in a circle", 3),
+    Animal("hen", "hens", "cluck", "corn", "in a coop", "chick", "eggs", "proud", "scratched in the dust", 4),
+    Animal("owl", "owls", "hoot", "mice", "in a tower", "owlet", "nothing", "wise", "watched the moon", 5),
+    Animal("cat", "cats", "meow", "fish", "in the kitchen", "kitten", "nothing", "lazy", "slept in the sun", 6),
+    Animal("rabbit", "rabbits", "squeak", "carrots", "in a burrow", "kit", "nothing", "quick", "jumped the ditch", 7),
+    Animal("goose", "geese", "honk", "grass", "in the yard", "gosling", "feathers", "bossy", "chased the visitors", 8),
+    Animal("fox", "foxes", "yap", "berries", "in a den", "cub", "nothing", "clever", "crept along the hedge", 9),
+    Animal("dog", "dogs", "woof", "bones", "in a kennel", "puppy", "nothing", "loyal", "guarded the gate", 10),
+    Animal("sheep", "sheep", "baa", "clover", "in a fold", "lamb", "wool", "gentle", "followed the others", 11),
+    Animal("goat", "goats", "bleat", "leaves", "in a shed", "kid", "cheese", "stubborn", "climbed the wall", 12),
+    Animal("pig", "pigs", "oink", "apples", "in a sty", "piglet", "nothing", "muddy", "rolled in the mud", 13),
+    Animal("donkey", "donkeys", "bray", "thistles", "in a stable", "foal", "nothing", "patient", "pulled the cart", 14),
+    Animal("cow", "cows", "moo", "grass", "in a barn", "calf", "milk", "calm", "chewed all day", 15),
+    Animal("horse", "horses", "neigh", "oats", "in a stable", "foal", "nothing", "strong", "ran across the field", 16),
+)
+
+TOOLS = _named(
+    Tool("hammer", "mend the fence", "mended the fence", "on a nail"),
+    Tool("scythe", "cut the grass", "cut the grass", "on the wall"),
+    Tool("axe", "chop the wood", "chopped the wood", "by the door"),
+    Tool("spade", "dig the garden", "dug the garden", "in the corner"),
+    Tool("needle", "sew the shirt", "sewed the shirt", "in a box"),
+    Tool("ladder", "reach the roof", "reached the roof", "against the wall"),
+    Tool("bucket", "carry the water", "carried the water", "beside the well"),
+    Tool("broom", "sweep the floor", "swept the floor", "behind the door"),
+    Tool("lantern", "light the path", "lit the path", "on a hook"),
+    Tool("rake", "gather the hay", "gathered the hay", "in the corner"),
+    Tool("sieve", "sift the flour", "sifted the flour", "on a shelf"),
+    Tool("net", "catch the fish", "caught the fish", "in the boat"),
+    Tool("rope", "tie the boat", "tied the boat", "on a hook"),
+    Tool("saw", "cut the planks", "cut the planks", "on a nail"),
+    Tool("brush", "paint the door", "painted the door", "in a jar"),
+    Tool("basket", "pick the plums", "picked the plums", "under the table"),
+)
 
 CROPS = (
     Crop("beans", "garden", "spring", "summer", "soup", "green"),
@@ -192,19 +183,16 @@ CROPS = (
     Crop("peas", "small field", "spring", "summer", "salad", "green"),
 )
 
-DISHES = {
-    d.name: d
-    for d in (
-        Dish("bread", "flour", "water", ("mix the flour and water", "let the dough rest", "bake it for an hour")),
-        Dish("soup", "onions", "beans", ("chop the onions", "boil the beans", "stir until it is thick")),
-        Dish("pie", "apples", "butter", ("slice the apples", "roll out the dough", "bake it until it is golden")),
-        Dish("jam", "berries", "sugar", ("wash the berries", "add the sugar", "boil it in a big pot")),
-        Dish("stew", "potatoes", "carrots", ("peel the potatoes", "add the carrots", "cook it all afternoon")),
-        Dish("cheese", "milk", "salt", ("warm the milk", "add the salt", "leave it in a cool room")),
-        Dish("porridge", "oats", "milk", ("pour the milk", "add the oats", "stir it slowly")),
-        Dish("cake", "eggs", "honey", ("beat the eggs", "add the honey", "bake it in a round tin")),
-    )
-}
+DISHES = _named(
+    Dish("bread", "flour", "water", ("mix the flour and water", "let the dough rest", "bake it for an hour")),
+    Dish("soup", "onions", "beans", ("chop the onions", "boil the beans", "stir until it is thick")),
+    Dish("pie", "apples", "butter", ("slice the apples", "roll out the dough", "bake it until it is golden")),
+    Dish("jam", "berries", "sugar", ("wash the berries", "add the sugar", "boil it in a big pot")),
+    Dish("stew", "potatoes", "carrots", ("peel the potatoes", "add the carrots", "cook it all afternoon")),
+    Dish("cheese", "milk", "salt", ("warm the milk", "add the salt", "leave it in a cool room")),
+    Dish("porridge", "oats", "milk", ("pour the milk", "add the oats", "stir it slowly")),
+    Dish("cake", "eggs", "honey", ("beat the eggs", "add the honey", "bake it in a round tin")),
+)
 
 MONTHS = (
     Month("January", "winter", "snow fell", "frozen", "mended the harness"),

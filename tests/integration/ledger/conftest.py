@@ -9,7 +9,8 @@ import redis
 
 from farm.ledger.jobs import Jobs
 from farm.local.server import EmbeddedServer
-from tests.integration.ledger.farmhand import Field, check
+from tests.integration.ledger.farmhand import Field
+from tests.integration.ledger.invariants import check
 
 
 @pytest.fixture

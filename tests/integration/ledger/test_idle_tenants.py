@@ -13,7 +13,8 @@ from farm import keys
 from farm.ledger import upkeep
 from farm.ledger.jobs import Jobs
 from farm.settings import load_settings
-from tests.integration.ledger.farmhand import MODEL, Field, check
+from tests.integration.ledger.farmhand import MODEL, Field
+from tests.integration.ledger.invariants import check
 
 VTIME = f"{keys.PREFIX}vtime:{MODEL}"
 tenants = st.sampled_from(("ann", "ben", "cleo", "dan"))

@@ -14,7 +14,8 @@ from farm.contracts import JobState
 from farm.ledger.jobs import Jobs
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings
-from tests.integration.ledger.farmhand import ENDED, Field, Hand, check, indices
+from tests.integration.ledger.farmhand import ENDED, Field, Hand, indices
+from tests.integration.ledger.invariants import check
 
 
 def makers(field: Field, job: str) -> list[str]:

@@ -16,7 +16,8 @@ from farm.ledger.jobs import Jobs
 from farm.ledger.scripts import NAMES, source
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings
-from tests.integration.ledger.farmhand import Field, check
+from tests.integration.ledger.farmhand import Field
+from tests.integration.ledger.invariants import check
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from farm.ledger.jobs import Jobs
 from farm.ledger.upkeep import Dispatch
 from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
-from tests.integration.ledger.farmhand import Field, check
+from tests.integration.ledger.farmhand import Field
+from tests.integration.ledger.invariants import check
 from tests.workers import WorkerProcess
 from workers.exits import EXIT_REFUSED
 from workers.keeper import _envelope

@@ -16,7 +16,8 @@ from farm.ledger import dead
 from farm.ledger.jobs import Jobs
 from tests.conftest import wait_until
 from tests.integration.conftest import StartWorker, submit, wait_for_all
-from tests.integration.ledger.farmhand import Field, check_dump
+from tests.integration.ledger.farmhand import Field
+from tests.integration.ledger.invariants import check_dump
 from tests.integration.upgrade.record import OLD
 
 RECORDED = {1: Path(__file__).with_name("schema_1.json")}

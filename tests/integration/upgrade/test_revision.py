@@ -21,7 +21,8 @@ from farm.settings import Settings
 from tests.conftest import wait_until
 from tests.farmhand import VOCAB, Farmhand, quick, text_of
 from tests.integration.conftest import StartWorker, wait_for_all
-from tests.integration.ledger.farmhand import FACTS, Field, Hand, check
+from tests.integration.ledger.farmhand import FACTS, Field, Hand
+from tests.integration.ledger.invariants import check
 from tests.workers import WorkerProcess
 from workers.engine.checkpoint import find_checkpoint
 
