@@ -12,16 +12,16 @@ import torch
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.devices import gpu_trouble
 
-_COPY_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
+_READ_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
 _SIDE = {"cuda": 8192, "cpu": 1024}
 _TRIES = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Floors:
-    """What the device reaches at best: bytes read or written per second by a copy, operations per second of a GEMM."""
+    """What the device reaches at best: bytes that it reads in a second, operations of a matrix product."""
 
-    copy_bytes_per_s: float
+    read_bytes_per_s: float
     operations_per_s: float
 
 
@@ -45,18 +45,20 @@ def about(device: str) -> dict[str, Any]:
 
 
 def measure_floors(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Copy a buffer far larger than any cache, then multiply square matrices; the best of some tries counts."""
+    """Read a buffer far larger than any cache, then multiply square matrices; the best of some tries counts.
+
+    What reads is a sum or a maximum over the buffer, which writes next to nothing, as a decode step does.
+    """
     kind = torch.device(device).type
-    size = _COPY_BYTES[kind]
+    size = _READ_BYTES[kind]
     if kind == "cuda":
         size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy_s = _best_s(device, lambda: target.copy_(source))
+    stream = torch.ones(size // 4, dtype=torch.float32, device=device)
+    read_s = min(_best_s(device, stream.sum), _best_s(device, stream.max))
     side = _SIDE[kind]
     left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     gemm_s = _best_s(device, lambda: left @ right)
-    return asdict(Floors(2 * source.nbytes / copy_s, 2 * side**3 / gemm_s))
+    return asdict(Floors(stream.nbytes / read_s, 2 * side**3 / gemm_s))
 
 
 def step_bytes(config: BloomConfig, element_bytes: int, rows: int, context: float) -> float:

@@ -45,7 +45,7 @@ def section(found: Record, chart_path: str) -> str:
         "",
         _decode_table(found),
         "",
-        f"![Decode tokens per second by batch, and what the device's bandwidth would allow]({chart_path})",
+        f"![Decode tokens per second by batch, and what the device's rate of reading would allow]({chart_path})",
         "",
         *[f"* {line}" for line in facts(found)],
     ]
@@ -60,7 +60,7 @@ def facts(found: Record) -> list[str]:
     ratios = found.get("ratios", {})
     if floors := found.get("floors"):
         said.append(
-            f"The device copies {floors['copy_bytes_per_s'] / 1e9:,.0f} GB/s (read and written) and multiplies at "
+            f"The device reads {floors['read_bytes_per_s'] / 1e9:,.0f} GB/s and multiplies at "
             f"{floors['operations_per_s'] / 1e12:,.1f} TFLOPS."
         )
     if row := found.get("prefill"):
@@ -86,7 +86,7 @@ def facts(found: Record) -> list[str]:
 
 
 def chart(found: Record) -> str:
-    """Decode by batch: what was reached, before the bar of what the copy bandwidth would allow."""
+    """Decode by batch: what was reached, before the bar of what the rate of reading would allow."""
     rows = found["decode"]
     allowed = [row["tokens_per_s"] / row.get("share_of_floor", 1.0) for row in rows]
     most = max([*allowed, *(row["tokens_per_s"] for row in rows)])

@@ -54,7 +54,7 @@ def judge(found: Record) -> None:
     if floors is None:
         return
     for row in found.get("decode", []):
-        row["floor_ms"] = round(1000 * row["step_bytes"] / floors["copy_bytes_per_s"], 4)
+        row["floor_ms"] = round(1000 * row["step_bytes"] / floors["read_bytes_per_s"], 4)
         row["share_of_floor"] = round(row["floor_ms"] / row["step_ms"], 3)
     if "prefill" in found:
         rate = found["prefill"]["operations"] / found["prefill"]["wall_s"]

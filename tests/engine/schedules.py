@@ -61,8 +61,8 @@ class Schedules(RuleBasedStateMachine):
     @rule()
     def abandon(self) -> None:
         """A step found no memory: all begin anew, with less at once."""
+        self.scheduler.abandon(self.in_flight)
         self.in_flight.clear()
-        self.scheduler.abandon()
         self.scheduler.shrink()
         assert not self.scheduler.running
         assert self.kv.used == 0
@@ -78,6 +78,10 @@ class Schedules(RuleBasedStateMachine):
     def ends(self, _: Sequence) -> bool:
         """Whether a sequence's newest token ended it."""
         return False
+
+    def is_finite(self, _: Sequence, computed: int) -> bool:
+        """Whether the logits after so many tokens of a sequence are."""
+        return computed > 0
 
     def _submit(self) -> bool:
         running = len(self.scheduler.running)
@@ -103,10 +107,14 @@ class Schedules(RuleBasedStateMachine):
 
     def _collect(self) -> None:
         step = self.in_flight.popleft()
-        sampled = step.sampled
-        self.scheduler.complete(step)
-        for sequence in sampled:
+        counts = [1 for _ in step.decodes] + [chunk.count for chunk in step.chunks if chunk.completes]
+        finite = [self.is_finite(s, s.computed + count) for s, count in zip(step.sampled, counts, strict=True)]
+        self.scheduler.complete(step, finite)
+        for sequence, is_finite in zip(step.sampled, finite, strict=True):
             if sequence.place is None:
+                continue
+            if not is_finite:
+                self.scheduler.remove(sequence)
                 continue
             assert sequence.pending == 0
             sequence.append(self.token(sequence))

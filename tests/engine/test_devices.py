@@ -265,16 +265,16 @@ def test_a_step_that_finds_a_gpu_full_is_counted_and_the_engine_goes_on(
     model = Bloom(ModelSettings(), EngineSettings(devices=["cpu"], kv_layout="paged", threads=1))
     ask = Add("job", "Once upon a time", SamplingParams(max_tokens=12, ignore_eos=True))
     wanted = _tokens(Engine(model, 16), ask)
-    collect, calls = model._pipeline.collect, 0
+    collect, calls = model._launcher._pipeline.collect, 0
 
-    def full_at_the_fifth() -> tuple[torch.Tensor, float]:
+    def full_at_the_fifth() -> tuple[torch.Tensor, list[float]]:
         nonlocal calls
         found, calls = collect(), calls + 1
         if calls == 5:
             raise shortage
         return found
 
-    monkeypatch.setattr(model._pipeline, "collect", full_at_the_fifth)
+    monkeypatch.setattr(model._launcher._pipeline, "collect", full_at_the_fifth)
     engine = Engine(model, 16)
     assert _tokens(engine, ask) == wanted
     assert engine.stats.out_of_memory == 1

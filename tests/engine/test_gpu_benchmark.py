@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import page, parts
+from benchmarks.gpu import device, page, parts
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.baseline import run_static
 from benchmarks.gpu.model import checkpoint_without_weights, open_random, save_checkpoint, transformers_model
@@ -27,7 +27,7 @@ from workers.engine.engine import Engine
 SHAPE = BloomConfig(vocab=600, hidden=80, layers=3, heads=5)
 SMALLEST = ["--device", "cpu", "--model", "small", "--batch", "1", "3", "--context", "24", "--steps", "4"]
 SMALLEST += ["--prefill", "32", "--requests", "2"]
-FLOORS = {"copy_bytes_per_s": 1e12, "operations_per_s": 2e14}
+FLOORS = {"read_bytes_per_s": 1e12, "operations_per_s": 2e14}
 
 
 def _record(**more: Any) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def test_engine_transformers_and_checkpoint_have_the_same_random_weights(tmp_pat
 
 
 def test_shares_and_ratios_follow_from_what_was_measured() -> None:
-    """The floor of a step is its bytes by the copy's rate; a ratio needs both of its sides."""
+    """The floor of a step is the bytes that it reads by the device's rate of reading; a ratio needs both sides."""
     found = _record(floors=FLOORS, prefill={"operations": 1e13, "wall_s": 0.1}, generate_one={"step_ms": 50.0})
     judge(found)
     assert found["decode"][0]["floor_ms"] == 15.0
@@ -147,3 +147,12 @@ def test_the_repository_has_no_figure_of_a_gpu_that_is_no_record() -> None:
     kept = page.read_all()
     assert (between == page.NONE_YET) == (not kept)
     assert all(found["device"]["name"] in between for found in kept.values())
+
+
+def test_the_rate_of_reading_counts_what_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of the buffer, by the time in which something is made of all of it that is one number."""
+    monkeypatch.setattr(device, "_best_s", lambda _, call: {1: 0.5}.get(call().numel(), 2.0))
+    monkeypatch.setattr(device, "_READ_BYTES", {"cpu": 1 << 20})
+    found = device.measure_floors("cpu", torch.float32)
+    assert found["read_bytes_per_s"] == (1 << 20) / 0.5
+    assert found["operations_per_s"] == 2 * 1024**3 / 2.0

@@ -41,7 +41,7 @@ def _adds() -> list[Add]:
 
 
 def _without_graphs(model: Bloom) -> Bloom:
-    for shard in model._runner._shards:
+    for shard in model._launcher._shards:
         assert shard._graphs
         shard._graphs.clear()
     return model
@@ -65,7 +65,7 @@ def test_graphs_and_single_launches_give_the_tokens_of_generate(devices: list[st
 @torch.inference_mode()
 def _logits(model: Bloom) -> Tensor:
     """Of 5 rows that decode over pages with the same numbers on any device: [5, vocab]."""
-    [shard] = model._runner._shards
+    [shard] = model._launcher._shards
     generator = torch.Generator().manual_seed(0)
     layout = Layout(
         [5, 6, 7, 8, 9], [Span(Pages([3 * row, 3 * row + 1]), row * 4) for row in range(5)], 5, [*range(5)], []

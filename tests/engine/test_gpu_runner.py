@@ -6,7 +6,9 @@ On a CPU: the same code computes each step as it is launched.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,8 @@ from tests.engine.gpu import triton_attention
 from workers.engine.bloom import Bloom
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.engine import Engine
+from workers.engine.gpu import runner
+from workers.engine.gpu.attention import TorchAttention
 from workers.engine.gpu.inputs import bucket_of, buckets
 from workers.engine.layout import Layout, Span
 from workers.engine.protocol import Add, SamplingParams
@@ -134,7 +138,7 @@ def _launched(folder: Path, kv_dtype: str = "auto") -> Bloom:
 @torch.inference_mode()
 def test_padding_touches_no_page_that_a_sequence_may_hold(kv_dtype: str, folder: Path) -> None:
     """A step of 5 rows in a bucket of 8 writes 5 keys into its own pages, and else into a page of nobody's alone."""
-    shard = _launched(folder, kv_dtype)._runner._shards[0]
+    shard = _launched(folder, kv_dtype)._launcher._shards[0]
     buffers = [buffer for layer in shard._pages.layers for buffer in layer.tensors()]
     assert len(buffers) == SHAPE.layers * (1 if kv_dtype == "auto" else 2)
     for pages in buffers:
@@ -143,17 +147,66 @@ def test_padding_touches_no_page_that_a_sequence_may_hold(kv_dtype: str, folder:
         [5, 6, 7, 8, 9], [Span(Pages([3 * row, 3 * row + 1]), row * 4) for row in range(5)], 5, [*range(5)], []
     )
     shard.take(layout, torch.tensor(layout.ids))
-    assert shard.run(layout).shape == (5, SHAPE.vocab)
+    expected = shard.run(layout).clone()
+    assert expected.shape == (5, SHAPE.vocab)
     for pages in buffers:
         written = (pages != 7).any(-1).any(2).any(0)  # [pages, PAGE]
         assert written[:-1].nonzero().tolist() == [[3 * row + row * 4 // 16, row * 4 % 16] for row in range(5)]
         assert written[-1].nonzero().tolist() == [[0]]
+        if pages.is_floating_point():
+            pages[:, -1] = torch.nan
+    shard.take(layout, torch.tensor(layout.ids))
+    assert torch.equal(shard.run(layout), expected), "a row read the padding's page"
+
+
+def test_a_step_of_each_kind_is_computed_before_the_first_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode rows and a prompt's rows at once, in the page that is nobody's: what compiles does so at load."""
+    seen: list[str] = []
+
+    class Seen(TorchAttention):
+        def decode(self, *step: Any) -> None:
+            seen.append("decode")
+            super().decode(*step)
+
+        def prefill(self, *step: Any) -> None:
+            seen.append("prefill")
+            super().prefill(*step)
+
+    monkeypatch.setattr("workers.engine.loading.TorchAttention", Seen)
+    [shard] = _launched(folder)._launcher._shards
+    assert seen == ["decode", "prefill"] * SHAPE.layers
+    assert not any(pages.numbers[:, :-1].any() for pages in shard._pages.layers)
+
+
+def test_the_seconds_of_a_step_are_what_its_slowest_stage_computes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling is the last stage's; what a stage waits for is nobody's."""
+    now = 0.0
+
+    def takes(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*given: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return call(*given)
+
+        return called
+
+    model = bloom(folder, kv_layout="paged", lookahead=1, devices=["cpu", "cpu"])
+    monkeypatch.setattr("workers.engine.gpu.lane.time", SimpleNamespace(perf_counter=lambda: now))
+    for shard, seconds in zip(model._launcher._shards, (3.0, 2.0), strict=True):
+        monkeypatch.setattr(shard, "run", takes(seconds, shard.run))
+        monkeypatch.setattr(shard.lane, "follow", takes(100.0, shard.lane.follow))
+    monkeypatch.setattr("workers.engine.gpu.runner.begin", takes(5.0, runner.begin))
+    engine = Engine(model, prefill_budget=24)
+    drive(engine, [Add("a", [20, 30], SamplingParams(max_tokens=6, ignore_eos=True))])
+    assert engine.stats.computing_s == 7.0 * sum(engine.stats.step_seconds) == 42.0
 
 
 def test_a_step_without_memory_takes_those_ahead_of_it_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was launched on tokens that never came is dropped, all is computed anew, and every token is right."""
     model = _launched(folder)
-    shard = model._runner._shards[0]
+    shard = model._launcher._shards[0]
     run, calls = shard.run, []
 
     def scarce(layout: Layout) -> torch.Tensor:
@@ -183,7 +236,7 @@ def test_an_error_of_the_device_ends_the_engine(folder: Path, monkeypatch: pytes
     engine = Engine(model, prefill_budget=64)
     engine.add(Add("a", [20, 30], SamplingParams(max_tokens=9)))
     gather(engine.step())
-    monkeypatch.setattr(model._runner._shards[0], "run", broken)
+    monkeypatch.setattr(model._launcher._shards[0], "run", broken)
     engine.step()  # takes in what was launched before
     with pytest.raises(RuntimeError, match="illegal memory access"):
         engine.step()
@@ -192,7 +245,7 @@ def test_an_error_of_the_device_ends_the_engine(folder: Path, monkeypatch: pytes
 def test_a_device_that_makes_no_graph_is_served_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs that fail at load cost speed and nothing else."""
     model = _launched(folder)
-    shard = model._runner._shards[0]
+    shard = model._launcher._shards[0]
     tried = []
 
     def fails(*args: object) -> None:

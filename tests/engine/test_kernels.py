@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.engine.kernels.attention import DecodeGroups, alibi_slopes
+from workers.engine.kernels.attention import DecodeGroups, alibi_slopes, bias_of, weigh
 from workers.engine.kernels.int8 import gelu, int8_linear, int_multiply
 from workers.engine.kernels.linear import Linear, agrees, fastest_backend
 from workers.engine.kv.arena import Arena, Block
@@ -175,3 +175,17 @@ def _alone(cache: KVCache, block: Block, length: int, qkv: Tensor, slopes: Tenso
     scores = (keys @ qkv[:, 0, :, None])[..., 0] / qkv.shape[-1] ** 0.5
     scores += slopes[:, None] * (torch.arange(length) - (length - 1))
     return (scores.softmax(-1)[:, None] @ values)[:, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_infinite_key_that_is_masked_spoils_no_row(dtype: torch.dtype) -> None:
+    """A query that it repels goes well, so that nobody clears what it leaves behind another sequence's end."""
+    query, keys, values = (noise(1, size, 8, seed=size).to(dtype) for size in (2, 5, 7))
+    values = values[:, :5]
+    query[0, :, 3] = 1.0
+    bias = bias_of(torch.ones(1), torch.arange(5), torch.tensor([2, 3])).transpose(0, 1)
+    out, wanted = torch.empty_like(query), torch.empty_like(query)
+    weigh(query, keys, values, bias, 0.5, wanted)
+    keys[0, 4, 3] = torch.inf
+    weigh(query, keys, values, bias, 0.5, out)
+    assert torch.equal(out, wanted)

@@ -14,6 +14,7 @@ from farm.settings import EngineSettings
 from tests.engine.driving import Said, drive, gather
 from tests.engine.schedules import Schedules
 from workers.engine.engine import Engine
+from workers.engine.kv.manager import Clear
 from workers.engine.kv.paged import PAGE, PagedKV
 from workers.engine.layout import Layout, Span, lay_out
 from workers.engine.protocol import Add, SamplingParams
@@ -23,11 +24,14 @@ from workers.engine.synthetic import Synthetic
 
 pytestmark = pytest.mark.fast
 
+NAN = "NaN"
+
 
 class Ahead(Schedules):
     """Every step writes its rows into a memory when it is collected, and must find there what its sequences wrote.
 
-    A third of the texts end by a token, so that a step in flight goes on with a text that has ended.
+    A third of the texts end by a token, so that a step in flight goes on with a text that has ended. A quarter are not
+    finite from some token on. What nobody may rely on, theirs and what comes after an end, is NaN.
     """
 
     kind, lookahead = PagedKV, 1
@@ -43,8 +47,14 @@ class Ahead(Schedules):
     def ends(self, sequence: Sequence) -> bool:
         return int(sequence.id) % 3 == 0 and sequence.output_tokens >= 3
 
+    def is_finite(self, sequence: Sequence, computed: int) -> bool:
+        return int(sequence.id) % 4 or computed <= sequence.prompt_tokens // 2 + 20
+
     def abandon(self) -> None:
         super().abandon()
+        for layout, _ in self.layouts:
+            for span in layout.spans:
+                self._write(span, [])
         self.layouts.clear()
 
     def _submit(self) -> bool:
@@ -59,17 +69,26 @@ class Ahead(Schedules):
 
     def _collect(self) -> None:
         layout, sequences = self.layouts.popleft()
+        for change in layout.changes:
+            assert isinstance(change, Clear)
+            assert isinstance(change.place, Pages)
+            for cell in itertools.product(change.place.table, range(PAGE)):
+                self.memory.pop(cell, None)
         pairs = list(zip(layout.spans, sequences, strict=True))
         for span, sequence in pairs:
-            keys = _keys(sequence)
-            for position in range(span.start, span.start + span.count):
-                # A text that has ended writes what nobody may read.
-                self.memory[_at(span, position)] = keys[position] if position < len(keys) else sequence.id
+            keys = [] if sequence.place is None else _keys(sequence)
+            self._write(span, [key for i, key in enumerate(keys) if self.is_finite(sequence, i + 1)])
         for span, sequence in pairs:
-            if sequence.place is not None:
+            if sequence.place is not None and self.is_finite(sequence, span.start + span.count):
                 found = [self.memory[_at(span, position)] for position in range(span.start + span.count)]
                 assert found == _keys(sequence)[: len(found)], "another sequence wrote here"
+                cells = itertools.product(span.place.table, range(PAGE))
+                assert NAN not in (self.memory.get(cell) for cell in cells), "another sequence left this"
         super()._collect()
+
+    def _write(self, span: Span, keys: list[int]) -> None:
+        for position in range(span.start, span.start + span.count):
+            self.memory[_at(span, position)] = keys[position] if position < len(keys) else NAN
 
 
 def _keys(sequence: Sequence) -> list[int]:

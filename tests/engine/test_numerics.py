@@ -33,8 +33,8 @@ def _logits(folder: Path, layout: str, dtype: str, ids: list[int], device: str =
     rows = []
     for start in range(0, TOKENS, CHUNK):
         span = Span(place, start, CHUNK)
-        model._pipeline.submit(Layout(ids[start : start + CHUNK], [span], 0, list(range(CHUNK)), []))
-        rows.append(model._pipeline.collect()[0].cpu())
+        model._launcher._pipeline.submit(Layout(ids[start : start + CHUNK], [span], 0, list(range(CHUNK)), []))
+        rows.append(model._launcher._pipeline.collect()[0].cpu())
     return torch.cat(rows)
 
 

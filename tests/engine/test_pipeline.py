@@ -6,6 +6,8 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +63,29 @@ def test_every_stage_sees_every_step_in_order_and_they_overlap() -> None:
     assert first.seen == second.seen == [1, 2]
 
 
+class _OnGpu:
+    """A stage whose device still computes when its kernels are launched."""
+
+    def run(self, *_: object) -> Any:
+        return SimpleNamespace(device=torch.device("cuda:1"))
+
+
+def test_the_seconds_of_a_stage_are_those_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of launching its kernels: the clock is read when the device is done."""
+    now = 0.0
+
+    def synchronize(device: torch.device) -> None:
+        nonlocal now
+        assert device.index == 1
+        now += 5.0
+
+    monkeypatch.setattr("workers.engine.pipeline.time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    pipeline = Pipeline([_OnGpu()], threads=1)
+    pipeline.submit(_layout(1))
+    assert pipeline.collect()[1] == [5.0]
+
+
 @pytest.mark.parametrize("stages", [1, 3])
 def test_an_error_in_a_stage_reaches_whoever_collects(stages: int) -> None:
     """The step that failed raises; the others, and steps that are dropped, don't disturb what follows."""
@@ -92,15 +117,15 @@ def test_no_memory_in_a_step_changes_no_token(
         for i in range(6)
     ]
     model = bloom(folder, max_slots=6, devices=devices)
-    submit = model._pipeline.submit
+    submit = model._launcher._pipeline.submit
 
     def scarce(layout: Layout) -> None:
         if len(layout.ids) > 24:
-            shard = model._pipeline._shards[-1]
+            shard = model._launcher._pipeline._shards[-1]
             monkeypatch.setattr(shard, "run", _full(shard.run, len(layout.ids)))
         submit(layout)
 
-    monkeypatch.setattr(model._pipeline, "submit", scarce)
+    monkeypatch.setattr(model._launcher._pipeline, "submit", scarce)
     engine = Engine(model, prefill_budget=64)
     said = drive(engine, adds)
     for add in adds:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from workers.engine.draw import Cut, draw, top
 from workers.engine.protocol import SamplingParams
-from workers.engine.sampler import sample, uniform
+from workers.engine.sampler import begin, sample, uniform
 from workers.engine.sequence import Sequence
 
 VOCAB = 600
@@ -214,6 +215,38 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     assert [token for token, _ in pick.top] == raw.topk(3).indices.tolist()
     assert sample(logits(), [sequence(logprobs=0)])[0].top == []
     assert len(sample(logits(vocab=4), [sequence(logprobs=20)])[0].top or []) == 4
+
+
+def test_the_host_never_waits_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number that a device computes decides what is launched: tensors without numbers can be sampled from."""
+
+    def there(values: list[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(device)
+
+    for module in ("draw", "sampler"):
+        monkeypatch.setattr(f"workers.engine.{module}.on_device", there)
+    mixed = [
+        sequence(),
+        sequence(temperature=1.0, logprobs=2),
+        sequence(temperature=1.0, top_p=0.9),
+        sequence(temperature=1.0, top_p=0.9, top_k=40),
+        sequence(temperature=1.0, top_p=0.9, top_k=3000),
+        sequence(temperature=1.0, top_k=3000, repetition_penalty=1.2, frequency_penalty=0.4, output=(3, 4)),
+        sequence(stop_ids=(1,), min_tokens=5),
+    ]
+    drawn = begin(torch.empty(len(mixed), 40_001, device="meta"), mixed, [0] * len(mixed))
+    assert drawn.tokens.shape == drawn.finite.shape == (len(mixed),)
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0, 9.0])
+def test_a_device_that_is_not_asked_draws_the_same(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the whole vocabulary what comes of a short list that holds the nucleus; more rows than are cut at once."""
+    rows = logits(seed=7, rows=70, spread=spread, vocab=9001)
+    cuts = [Cut(1.0, top_k, top_p) for top_k in (0, 3000) for top_p in (0.2, 0.6, 0.9, 0.97, 0.999)] * 7
+    points = [(i + 0.5) / 70 for i in range(70)]
+    expected = draw(rows, cuts, points)
+    monkeypatch.setattr("workers.engine.draw._may_ask", lambda _: False)
+    assert torch.equal(draw(rows, cuts, points), expected)
 
 
 def test_a_row_that_is_not_finite_gives_no_token_and_leaves_the_others() -> None:

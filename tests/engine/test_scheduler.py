@@ -48,7 +48,7 @@ def _prefill(scheduler: Scheduler, sequence: Sequence) -> list[int]:
     while sequence.pending:
         step = scheduler.schedule()
         assert step is not None
-        scheduler.complete(step)
+        scheduler.complete(step, [True] * len(step.sampled))
         sizes += [chunk.count for chunk in step.chunks] + [1 for _ in step.decodes]
     return sizes
 
@@ -99,7 +99,7 @@ def test_the_youngest_gives_way_when_memory_runs_out(kind: type[ContiguousKV] | 
         step = scheduler.schedule()
         assert step is not None
         sampled = step.sampled
-        scheduler.complete(step)
+        scheduler.complete(step, [True] * len(step.sampled))
         for sequence in sampled:
             sequence.append(0)
     assert scheduler.waiting[0] is sequences[len(scheduler.running)]

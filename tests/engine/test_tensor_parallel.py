@@ -28,7 +28,7 @@ from workers.engine.bloom import Bloom
 from workers.engine.checkpoint import BloomConfig, Checkpoint, find_checkpoint
 from workers.engine.engine import Engine
 from workers.engine.kv.arena import Block
-from workers.engine.kv.manager import Copy
+from workers.engine.kv.manager import Clear, Copy
 from workers.engine.layout import Layout, Span
 from workers.engine.loading import place
 from workers.engine.planner import plan_shards
@@ -52,7 +52,7 @@ SHAPE = BloomConfig(vocab=300, hidden=64, layers=2, heads=4)
 def ranked(folder: Path | str, ranks: int = 2, **engine: Any) -> Iterator[Bloom]:
     """A Bloom over ranks whose processes are gone at the end."""
     model = bloom(folder, tensor_parallel=ranks, **engine)
-    [shard] = model._pipeline._shards
+    [shard] = model._launcher._pipeline._shards
     assert isinstance(shard, Ranks)
     children = _rank_processes()
     assert len(children) == ranks - 1
@@ -310,8 +310,9 @@ def test_gpus_speak_nccl_and_everything_else_gloo() -> None:
 
 @pytest.mark.parametrize("places", [[Block(64, 128), Block(0, 64)], [Pages([3, 1, 70_000]), Pages([])]])
 def test_a_layout_reaches_the_other_ranks_unchanged(places: list[Block | Pages]) -> None:
-    """Blocks or pages, with copies to make and rows that give tokens."""
+    """Blocks or pages, with memory to copy and to clear and rows that give tokens."""
     spans = [Span(places[0], 40), Span(places[1], 3, 2)]
     copies = [Copy(Block(0, 64), 1, Block(128, 128), 2, 3)] if isinstance(places[0], Block) else []
-    for layout in (Layout([9, 250_879, 5], spans, 1, [0, 2], copies), Layout([1], spans[:1], 1, [], [])):
+    changes = [Clear(places[0], 3, 7), *copies, Clear(places[1], 0, 1)]
+    for layout in (Layout([9, 250_879, 5], spans, 1, [0, 2], changes), Layout([1], spans[:1], 1, [], [])):
         assert decode_layout(encode_layout(layout)) == layout

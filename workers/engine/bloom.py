@@ -1,9 +1,8 @@
-"""Bloom as the engine's model: checkpoint, tokenizer, stages, caches and sampler put together."""
+"""Bloom as the engine's model: checkpoint, tokenizer, memory and what runs its steps, put together."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 
 import torch
 
@@ -11,16 +10,16 @@ from farm.settings import EngineSettings, ModelSettings
 from workers.engine.checkpoint import Checkpoint, find_checkpoint
 from workers.engine.detokenizer import Pieces
 from workers.engine.gpu.runner import Runner
+from workers.engine.gpu.shard import DeviceShard
 from workers.engine.kv.manager import KVManager
-from workers.engine.layout import in_memory_order, lay_out
+from workers.engine.launcher import Launcher
 from workers.engine.loading import load_device_shards, load_shards, place
 from workers.engine.machine import usable_cores
 from workers.engine.model import OutOfMemory, Result
 from workers.engine.pipeline import Pipeline
 from workers.engine.protocol import Ready
-from workers.engine.sampler import sample
+from workers.engine.sampled import SampledPipeline
 from workers.engine.scheduler import Step
-from workers.engine.sequence import Sequence
 from workers.engine.shortage import is_shortage
 from workers.engine.tokenizer import Tokenizer
 from workers.engine.weights import OpenWeights, Weights
@@ -49,13 +48,14 @@ class Bloom:
         self._caching = engine.prefix_caching
         # The native library has threads of its own; torch's would only be in their way.
         torch.set_num_threads(1 if self._placement.is_native else threads)
-        is_launched = self._placement.is_launched
-        launched = load_device_shards(checkpoint, self._placement, engine, open_weights) if is_launched else []
-        self._runner = Runner(launched)
-        shards = [] if launched else load_shards(checkpoint, self._placement, engine, threads, open_weights)
-        self._pipeline = Pipeline(shards, threads)
-        # Of each step in flight, the sequences that get a token: as the engine wants them, and in the rows' order.
-        self._sampled: deque[tuple[list[Sequence], list[Sequence]]] = deque()
+        launched: list[DeviceShard] = []
+        self._launcher: Launcher
+        if self._placement.is_launched:
+            launched = load_device_shards(checkpoint, self._placement, engine, open_weights)
+            self._launcher = Runner(launched)
+        else:
+            shards = load_shards(checkpoint, self._placement, engine, threads, open_weights)
+            self._launcher = SampledPipeline(Pipeline(shards, threads))
         self.eos_ids = checkpoint.eos_ids
         precision = str(self._placement.dtype).removeprefix("torch.")
         self.ready = Ready(
@@ -72,7 +72,7 @@ class Bloom:
 
     @property
     def depth(self) -> int:
-        return self._runner.depth or self._pipeline.depth
+        return self._launcher.depth
 
     @property
     def lookahead(self) -> int:
@@ -92,18 +92,12 @@ class Bloom:
 
     def submit(self, step: Step) -> None:
         """Begin a step."""
-        if self._runner.depth:
-            self._runner.submit(step)
-            return
-        ordered = in_memory_order(step)
-        self._sampled.append((step.sampled, ordered.sampled))
-        self._pipeline.submit(lay_out(ordered))
+        self._launcher.submit(step)
 
-    @torch.inference_mode()
     def collect(self) -> Result:
         """The oldest step's picks, one for each of ``step.sampled``. Raises OutOfMemory."""
         try:
-            return self._collect_launched() if self._runner.depth else self._collect()
+            return self._launcher.collect()
         except (MemoryError, RuntimeError) as error:
             if not is_shortage(error):
                 raise
@@ -113,19 +107,7 @@ class Bloom:
 
     def drop(self) -> None:
         """Wait for the steps in flight and forget what came of them."""
-        self._sampled.clear()
-        self._pipeline.drop()
-        self._runner.drop()
-
-    def _collect(self) -> Result:
-        wanted, rows = self._sampled.popleft()
-        logits, seconds = self._pipeline.collect()
-        picks = dict(zip(rows, sample(logits.cpu(), rows), strict=True))
-        return Result([picks[sequence] for sequence in wanted], seconds)
-
-    def _collect_launched(self) -> Result:
-        picks, seconds = self._runner.collect()
-        return Result(picks, seconds)
+        self._launcher.drop()
 
 
 def _numbers(precision: str, engine: EngineSettings) -> str:

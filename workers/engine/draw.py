@@ -23,6 +23,10 @@ NUCLEUS_CANDIDATES = 256
 CHUNK = 64
 """Logits are summed and searched in chunks of so many."""
 _BISECTIONS = 32
+_ROWS = 32
+"""Rows bisected at once: a GPU holds some 4 MB for each at a vocabulary of 250,880."""
+_WEIGHTLESS = -100.0
+"""A logit this far below the highest has no weight beside it in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,16 @@ class Cut:
 def draw(logits: Tensor, cuts: list[Cut], points: list[float]) -> Tensor:
     """Draw one token per row: int64 [rows], on the device of the logits.
 
-    logits: fp32 [rows, vocab], finite at its highest; points: a number in (0, 1) per row. The host waits for the device
-    where a top_p stands without a usable top_k: such a row may need another way to draw.
+    logits: fp32 [rows, vocab], finite at its highest; points: a number in (0, 1) per row. The host does not wait for a
+    GPU.
     """
     vocab, device = logits.shape[1], logits.device
     logits = logits - logits.max(-1, keepdim=True).values  # the likeliest token is at 0
     logits /= on_device([max(cut.temperature, LEAST_TEMPERATURE) for cut in cuts], device)[:, None]
     tokens = torch.zeros(len(cuts), dtype=torch.int64, device=device)
-    short = [row for row, cut in enumerate(cuts) if 0 < cut.top_k <= min(MOST_CANDIDATES, vocab - 1) or cut.top_p < 1]
+    # Whether a short list holds a nucleus must be asked; one of top_k tokens does.
+    listed, may_ask = min(MOST_CANDIDATES, vocab - 1), _may_ask(device)
+    short = [row for row, cut in enumerate(cuts) if 0 < cut.top_k <= listed or (may_ask and cut.top_p < 1)]
     whole = sorted({*range(len(cuts))}.difference(short))
     if short:
         rows = on_device(short, device)
@@ -52,12 +58,16 @@ def draw(logits: Tensor, cuts: list[Cut], points: list[float]) -> Tensor:
         tokens[rows] = drawn
         if left is not None:
             whole += [short[i] for i in left.nonzero()[:, 0].tolist()]
-    for row in whole:
-        _cut_whole(logits[row], cuts[row])
     if whole:
         rows = on_device(whole, device)
-        tokens[rows] = _draw_whole(logits[rows], [points[row] for row in whole])
+        kept = _cut_whole(logits[rows], [cuts[row] for row in whole])
+        tokens[rows] = _draw_whole(kept, [points[row] for row in whole])
     return tokens
+
+
+def _may_ask(device: torch.device) -> bool:
+    """Whether the host reads a number there without waiting."""
+    return device.type == "cpu"
 
 
 def on_device(
@@ -114,21 +124,33 @@ def _draw_short(logits: Tensor, cuts: list[Cut], points: list[float]) -> tuple[T
     return ids.gather(1, _search(below, on_device(points, device, torch.float64))[:, None])[:, 0], left
 
 
-def _cut_whole(logits: Tensor, cut: Cut) -> None:
-    """Rule out in place what a row, [vocab], does not keep, by its least kept logit: for flat or hardly cut rows."""
-    if 0 < cut.top_k < len(logits):
-        logits.masked_fill_(logits < logits.topk(cut.top_k, sorted=False).values.min(), -math.inf)
-    if cut.top_p < 1:
-        weights = logits.exp()
-        goal = cut.top_p * float(weights.sum())
-        low, high = -100.0, 0.0  # in fp32, what lies below has no weight
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            if float((weights * (logits >= middle)).sum()) >= goal:
-                low = middle
-            else:
-                high = middle
-        logits.masked_fill_(logits < low, -math.inf)
+def _cut_whole(logits: Tensor, cuts: list[Cut]) -> Tensor:
+    """Rule out in place what rows, [rows, vocab], do not keep, by the least kept logit: for flat or hardly cut rows."""
+    for row, cut in zip(logits, cuts, strict=True):
+        if 0 < cut.top_k < len(row):
+            row.masked_fill_(row < row.topk(cut.top_k, sorted=False).values.min(), -math.inf)
+    nuclei = [row for row, cut in enumerate(cuts) if cut.top_p < 1]
+    for first in range(0, len(nuclei), _ROWS):
+        some = nuclei[first : first + _ROWS]
+        rows = on_device(some, logits.device)
+        p = on_device([cuts[row].top_p for row in some], logits.device, torch.float64)
+        kept = logits[rows]
+        logits[rows] = kept.masked_fill_(kept < _least(kept, p), -math.inf)
+    return logits
+
+
+def _least(logits: Tensor, p: Tensor) -> Tensor:
+    """The least logit of each row's nucleus, [rows, 1], to within a 2^32nd of the range that has weight in fp32."""
+    chunks = _chunks(logits)  # [rows, chunks, CHUNK]
+    weights = chunks.exp()
+    goal = p * weights.sum(-1).sum(-1, dtype=torch.float64)
+    low = torch.full_like(logits[:, 0], _WEIGHTLESS)
+    high = torch.zeros_like(low)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        reached = (weights * (chunks >= middle[:, None, None])).sum(-1).sum(-1, dtype=torch.float64)
+        low, high = torch.where(reached >= goal, middle, low), torch.where(reached >= goal, high, middle)
+    return low[:, None]
 
 
 def _draw_whole(logits: Tensor, points: list[float]) -> Tensor:

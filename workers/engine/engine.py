@@ -155,7 +155,7 @@ class Engine:
         step = self._in_flight.popleft()
         sampled = step.sampled
         self._tally.note(step, result.seconds)
-        self._scheduler.complete(step)
+        self._scheduler.complete(step, [pick.token is not None for pick in result.picks])
         self._pacer.observe(step, result.seconds)
         for sequence, pick in zip(sampled, result.picks, strict=True):
             live = self._live.get(sequence.id)
@@ -170,9 +170,9 @@ class Engine:
         self._out_of_memory += 1
         self._steps_since_shortage = 0
         self.model.drop()
-        self._in_flight.clear()
         oldest = next(iter(self._scheduler.running), None)
-        self._scheduler.abandon()
+        self._scheduler.abandon(self._in_flight)
+        self._in_flight.clear()
         if not self._scheduler.shrink() and oldest is not None:
             self._fail(
                 self._live[oldest.id], error.code, f"{error}; lower max_tokens or use more memory", retryable=True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from workers.engine.kv.arena import Block
-from workers.engine.kv.manager import Copy
+from workers.engine.kv.manager import Change
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Pages, Place, Sequence
 
@@ -35,7 +35,7 @@ class Layout:
     spans: list[Span]
     decodes: int
     sampled: list[int]
-    copies: list[Copy]
+    changes: list[Change]
     unknown: list[int] = field(default_factory=list)
 
 
@@ -58,7 +58,7 @@ def lay_out(step: Step) -> Layout:
         spans.append(Span(_held(chunk.sequence), start, chunk.count))
         if chunk.completes:
             sampled.append(len(ids) - 1)
-    return Layout(ids, spans, len(step.decodes), sampled, step.copies, unknown)
+    return Layout(ids, spans, len(step.decodes), sampled, step.changes, unknown)
 
 
 def _held(sequence: Sequence) -> Place:

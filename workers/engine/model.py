@@ -29,7 +29,10 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a step: a pick for each of its ``sampled``, in order, and how long its slowest stage took."""
+    """What came of a step: a pick for each of its ``sampled``, in order, and how long its slowest stage computed.
+
+    Sampling counts as the last stage's, and what a stage waited for counts for none.
+    """
 
     picks: list[Pick]
     seconds: float

@@ -72,8 +72,8 @@ class Pipeline:
         if self._queues:
             self._queues[0].put(job)
 
-    def collect(self) -> tuple[Tensor, float]:
-        """The oldest step's logits, and the seconds of its slowest stage. Raises what a stage raised."""
+    def collect(self) -> tuple[Tensor, list[float]]:
+        """The oldest step's logits, and the seconds of each stage. Raises what a stage raised."""
         job = self._waiting.popleft()
         if self._queues:
             done = self._queues[-1].get()
@@ -83,7 +83,7 @@ class Pipeline:
         if job.error is not None:
             raise job.error
         assert job.tensor is not None
-        return job.tensor, max(job.seconds)
+        return job.tensor, job.seconds
 
     def drop(self) -> None:
         """Wait until nothing is in flight; results and errors are lost."""
@@ -107,6 +107,13 @@ def _advance(job: _Job, shard: Shard) -> None:
     started = time.perf_counter()
     try:
         job.tensor = shard.run(job.layout, job.tensor)
+        _finish(job.tensor.device)
     except Exception as error:
         job.error, job.tensor = error, None
     job.seconds.append(time.perf_counter() - started)
+
+
+def _finish(device: torch.device) -> None:
+    """Return once the device has computed what it was given: a GPU goes on when its kernels are launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -6,9 +6,10 @@ Knows no torch, no text and no clock; the engine tells it what time it is.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from workers.engine.kv.manager import Copy, KVManager
+from workers.engine.kv.manager import Change, KVManager
 from workers.engine.sequence import Sequence
 
 LEAST_BUDGET = 16
@@ -32,11 +33,11 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one forward pass computes: a token of each decoding sequence, then chunks of prompts, after the copies."""
+    """What one forward pass computes: a token of each decoding sequence, then chunks of prompts, after the changes."""
 
     decodes: list[Sequence]
     chunks: list[Chunk]
-    copies: list[Copy] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -110,22 +111,32 @@ class Scheduler:
         for sequence, count in _counts(step):
             sequence.in_flight += count
             sequence.turn = self._steps
-        step.copies.extend(self.kv.take_copies())
+        step.changes.extend(self.kv.take_changes())
         return step
 
-    def complete(self, step: Step) -> None:
-        """Note that a step's tokens are in the KV cache."""
+    def complete(self, step: Step, finite: list[bool]) -> None:
+        """Note that a step's tokens are in the KV cache.
+
+        finite: of each of ``step.sampled``, whether its logits were. They follow from all keys and values of the
+        sequence, so those are finite, too, and may be shared. A prompt in chunks is proven as a whole.
+        """
         for sequence, count in _counts(step):
             if sequence.place is not None:
                 sequence.in_flight -= count
                 sequence.computed += count
+        for sequence, is_finite in zip(step.sampled, finite, strict=True):
+            if sequence.place is not None and is_finite:
                 self.kv.share(sequence)
+                sequence.proven = sequence.computed
 
-    def abandon(self) -> None:
-        """Preempt everything, steps in flight included, and trust nothing that the KV cache holds."""
+    def abandon(self, lost: Iterable[Step]) -> None:
+        """Preempt everything, steps in flight included, and trust nothing that the KV cache holds.
+
+        lost: the steps in flight, of which nobody knows how far they got.
+        """
         for sequence in [*self.running]:
             self._preempt(sequence)
-        self.kv.forget()
+        self.kv.forget([change for step in lost for change in step.changes])
 
     def shrink(self) -> bool:
         """Halve what a step may compute. False if it is down to one sequence and the least budget already."""
@@ -181,7 +192,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.kv.release(sequence)
         sequence.peak = max(sequence.peak, sequence.computed)
-        sequence.computed = 0
+        sequence.computed = sequence.proven = 0
         sequence.in_flight = 0
         insort(self.waiting, sequence, key=_age)
         self.preemptions += 1
@@ -192,6 +203,7 @@ class Scheduler:
         while self.waiting and len(self.running) < self._slots and self.kv.admit(self.waiting[0]):
             sequence = self.waiting.pop(0)
             self.cached_tokens += sequence.computed
+            sequence.proven = sequence.computed
             insort(self.running, sequence, key=_age)
             admitted.append(sequence)
         return admitted

@@ -28,10 +28,11 @@ class Sequence:
     """Prompt and generated tokens of one job.
 
     ``tokens`` is prompt, resumed and new tokens in a row; the first ``computed`` of them are in the KV cache, at
-    ``place``. ``stop_ids`` end the text; ``deadline`` is a reading of the monotonic clock in seconds. ``scope`` parts
-    those who may share cached prefixes. ``arrival`` orders sequences by age. ``in_flight`` counts its tokens in steps
-    that have not been collected, ``turn`` is the number of the last such step. ``peak`` is how many tokens had been
-    computed when it was preempted last; ``is_resumed``: an earlier attempt has computed its prompt.
+    ``place``, and the first ``proven`` of those are finite: a token came of them, or they were cached. ``stop_ids`` end
+    the text; ``deadline`` is a reading of the monotonic clock in seconds. ``scope`` parts those who may share cached
+    prefixes. ``arrival`` orders sequences by age. ``in_flight`` counts its tokens in steps that have not been
+    collected, ``turn`` is the number of the last such step. ``peak`` is how many tokens had been computed when it was
+    preempted last; ``is_resumed``: an earlier attempt has computed its prompt.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Sequence:
     scope: str = ""
     arrival: int = 0
     computed: int = 0
+    proven: int = 0
     place: Place | None = None
     in_flight: int = 0
     turn: int = 0

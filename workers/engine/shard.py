@@ -26,7 +26,7 @@ class ContiguousShard:
 
     def run(self, layout: Layout, hidden: Tensor | None) -> Tensor:
         """Compute a step; see ``pipeline.Shard``."""
-        self._cache.copy(layout.copies)
+        self._cache.apply(layout.changes)
         return self._stage.forward(self._batcher.batch(layout), hidden)
 
 
@@ -41,7 +41,7 @@ class NativeShard:
 
     def run(self, layout: Layout, hidden: Tensor | None) -> Tensor:
         """Compute a step; see ``pipeline.Shard``."""
-        self._cache.copy(layout.copies)
+        self._cache.apply(layout.changes)
         source = torch.tensor(layout.ids) if hidden is None else hidden
         spans = torch.tensor([_place(span) for span in layout.spans])
         return self._stage.forward(source, spans, torch.tensor(layout.sampled, dtype=torch.int64), self._cache)
@@ -58,6 +58,7 @@ class PagedShard:
 
     def run(self, layout: Layout, hidden: Tensor | None) -> Tensor:
         """Compute a step; see ``pipeline.Shard``."""
+        self._pages.apply(layout.changes)
         batch: Batch = self._pages.batch(layout)
         if hidden is not None:
             hidden = hidden.to(self._pages.device, non_blocking=True)

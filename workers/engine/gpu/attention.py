@@ -39,6 +39,8 @@ class Attention(Protocol):
     name: str
     is_static: bool
     """Whether a decode step may be captured as a graph."""
+    reads_masked: bool
+    """Whether what lies behind a row's length is read and masked: then it must be finite."""
 
     def decode(
         self, qkv: Tensor, pages: PageLayer, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor
@@ -61,6 +63,7 @@ class TorchAttention:
 
     name = "torch"
     is_static = False
+    reads_masked = True
 
     def decode(
         self, qkv: Tensor, pages: PageLayer, tables: Tensor, lengths: Tensor, slopes: Tensor, out: Tensor

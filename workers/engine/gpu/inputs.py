@@ -58,12 +58,16 @@ class DecodeInputs:
 
 
 def pack(tables: np.ndarray[tuple[int, ...], np.dtype[np.int32]], spans: list[Span]) -> int:
-    """Write each span's table of pages into its row, and return how many the longest has, 1 at the least."""
+    """Write each span's table of pages into its row, and return how many the longest has, 1 at the least.
+
+    The row's rest is its first page: what another sequence has in its own may not be finite.
+    """
     longest = 1
     for row, span in zip(tables, spans, strict=False):
         assert isinstance(span.place, Pages)
         used = pages_of(span)
         row[:used] = span.place.table[:used]
+        row[used:] = row[0]
         longest = max(longest, used)
     return longest
 

@@ -17,7 +17,7 @@ from workers.engine.draw import on_device
 from workers.engine.gpu.lane import Mark
 from workers.engine.gpu.shard import DeviceShard
 from workers.engine.layout import Layout, lay_out
-from workers.engine.model import Pick
+from workers.engine.model import Result
 from workers.engine.sampler import Drawn, begin
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Sequence
@@ -36,7 +36,7 @@ class _Job:
 
 
 class Runner:
-    """Steps in flight, oldest first."""
+    """Steps in flight, oldest first. Implements ``launcher.Launcher``."""
 
     def __init__(self, shards: list[DeviceShard]) -> None:
         self._shards = shards
@@ -64,15 +64,15 @@ class Runner:
             job.error = error
         self._jobs.append(job)
 
-    def collect(self) -> tuple[list[Pick], float]:
-        """The oldest step's picks, and the seconds of its slowest stage. Raises what went wrong."""
+    def collect(self) -> Result:
+        """The oldest step's picks. Raises what went wrong."""
         job = self._jobs.popleft()
         if job.error is not None:
             raise job.error
         assert job.drawn is not None
         assert job.done is not None
         job.done.wait()
-        return job.drawn.picks(), max(end.seconds_since(start) for start, end in job.marks)
+        return Result(job.drawn.picks(), max(end.seconds_since(start) for start, end in job.marks))
 
     def drop(self) -> None:
         """Wait until nothing is in flight and forget it."""
@@ -94,18 +94,18 @@ class Runner:
             with shard.lane.enter():
                 shard.lane.follow(before)
                 shard.lane.keep(tensor)
-                start = shard.lane.mark()
                 shard.take(layout, tensor)
                 if number:
                     self._taken[number - 1] = shard.lane.mark()
                 shard.lane.follow(self._taken[number])
+                start = shard.lane.mark()  # behind all that it waits for
                 tensor = shard.run(layout)
+                if shard is self._shards[-1]:
+                    drawn = begin(tensor, sampled, [sequence.next_index for sequence in sampled])
+                    job.tokens, job.drawn = drawn.tokens, drawn.to_host()
                 before = shard.lane.mark()
             job.marks.append((start, before))
-        with self._shards[-1].lane.enter():
-            drawn = begin(tensor, sampled, [sequence.next_index for sequence in sampled])
-            job.tokens, job.drawn = drawn.tokens, drawn.to_host()
-            job.done = self._shards[-1].lane.mark()
+        job.done = before
 
     def _ids(self, layout: Layout, sampled: list[Sequence]) -> Tensor:
         """The step's token ids on the first device, [rows]: those that are not known yet, out of the steps before."""

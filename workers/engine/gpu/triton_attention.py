@@ -27,6 +27,7 @@ class TritonAttention:
 
     name = "triton"
     is_static = True
+    reads_masked = False
 
     def __init__(self, converts_fp8: bool = False) -> None:
         """converts_fp8: the device has instructions for floats of 8 bits, as those of capability 8.9 and above have."""

@@ -142,4 +142,6 @@ def weigh(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: floa
         scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=scale)
     else:
         scores = torch.bmm(query, keys.transpose(1, 2)).float().mul_(scale).add_(bias)
+        # Half precision has infinite keys that no query of theirs noticed; masked, they must not make NaN of infinity.
+        scores.masked_fill_(bias.isneginf(), -math.inf)
     torch.bmm(torch.softmax(scores, -1).to(query.dtype), values, out=out)

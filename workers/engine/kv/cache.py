@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.kv.arena import Block
-from workers.engine.kv.manager import Copy
+from workers.engine.kv.manager import Change, Clear
 
 
 class KVCache:
@@ -42,13 +42,18 @@ class KVCache:
         both = buffer.view(2, count, block.size, self.head_dim)[:, :, :length]
         return both[0], both[1]
 
-    def copy(self, copies: list[Copy]) -> None:
-        """Copy keys and values between blocks, in order, in all layers."""
-        for copy in copies:
+    def apply(self, changes: list[Change]) -> None:
+        """Copy and clear keys and values, in order, in all layers."""
+        for change in changes:
             for layer in self.layers:
-                source, target = self._head_major(layer, copy.source), self._head_major(layer, copy.target)
-                end = copy.target_start + copy.count
-                target[:, :, copy.target_start : end] = source[:, :, copy.source_start : copy.source_start + copy.count]
+                if isinstance(change, Clear):
+                    assert isinstance(change.place, Block)
+                    cleared = self._head_major(layer, change.place)
+                    cleared[:, :, change.start : change.start + change.count] = 0
+                    continue
+                source, target = self._head_major(layer, change.source), self._head_major(layer, change.target)
+                begin, end = change.source_start, change.target_start + change.count
+                target[:, :, change.target_start : end] = source[:, :, begin : begin + change.count]
 
     def _head_major(self, layer: Tensor, block: Block) -> Tensor:
         """A block as [2, heads, size, head_dim], a view."""

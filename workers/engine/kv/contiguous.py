@@ -10,7 +10,7 @@ import itertools
 from collections import OrderedDict
 
 from workers.engine.kv.arena import MIN_BLOCK, Arena, Block, block_size
-from workers.engine.kv.manager import Copy
+from workers.engine.kv.manager import Change, Clear, Copy
 from workers.engine.kv.prefixes import block_names
 from workers.engine.sequence import Sequence
 
@@ -22,7 +22,7 @@ class ContiguousKV:
         self._arena = Arena(kv_tokens)
         self._caching = caching
         self._cached: OrderedDict[bytes, Block] = OrderedDict()  # least recently used first
-        self._copies: list[Copy] = []
+        self._changes: list[Change] = []
 
     @property
     def largest(self) -> int:
@@ -44,7 +44,7 @@ class ContiguousKV:
             names = block_names(sequence, MIN_BLOCK, len(sequence.tokens) - 1)
             found = list(itertools.takewhile(self._cached.__contains__, names))
             for name in found:
-                self._copies.append(Copy(self._cached[name], 0, block, sequence.computed, MIN_BLOCK))
+                self._changes.append(Copy(self._cached[name], 0, block, sequence.computed, MIN_BLOCK))
                 sequence.computed += MIN_BLOCK
             self._touch(found)
         return True
@@ -56,16 +56,16 @@ class ContiguousKV:
         block = self._take(sequence.computed + 1)
         if block is None:
             return False
-        self._copies.append(Copy(old, 0, block, 0, sequence.computed))
+        self._changes.append(Copy(old, 0, block, 0, sequence.computed))
         self._arena.give_back(old)
         sequence.place = block
         return True
 
     def share(self, sequence: Sequence) -> None:
         """As the interface says, for the prompt: what was generated is seldom asked again."""
-        if not self._caching or sequence.computed > sequence.prompt_tokens:
+        if not self._caching or sequence.proven >= sequence.prompt_tokens:
             return
-        names = block_names(sequence, MIN_BLOCK, sequence.computed)
+        names = block_names(sequence, MIN_BLOCK, min(sequence.computed, sequence.prompt_tokens))
         self._touch(names)
         for i, name in enumerate(names):
             if name in self._cached:
@@ -73,22 +73,25 @@ class ContiguousKV:
             block = self._arena.take(MIN_BLOCK, highest=True) or self._replaced(names[:i])
             if block is None:
                 break
-            self._copies.append(Copy(_block(sequence), i * MIN_BLOCK, block, 0, MIN_BLOCK))
+            self._changes.append(Copy(_block(sequence), i * MIN_BLOCK, block, 0, MIN_BLOCK))
             self._cached[name] = block
         self._touch(names)
 
     def release(self, sequence: Sequence) -> None:
-        self._arena.give_back(_block(sequence))
+        block = _block(sequence)
+        if unproven := sequence.computed + sequence.in_flight - sequence.proven:
+            self._changes.append(Clear(block, sequence.proven, unproven))
+        self._arena.give_back(block)
         sequence.place = None
 
-    def forget(self) -> None:
+    def forget(self, lost: list[Change]) -> None:
         while self._cached:
             self._evict()
-        self._copies.clear()
+        self._changes = [change for change in (*lost, *self._changes) if isinstance(change, Clear)]
 
-    def take_copies(self) -> list[Copy]:
-        copies, self._copies = self._copies, []
-        return copies
+    def take_changes(self) -> list[Change]:
+        changes, self._changes = self._changes, []
+        return changes
 
     def _take(self, tokens: int) -> Block | None:
         """A block for so many tokens, at the cost of cached ones if need be."""

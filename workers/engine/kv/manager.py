@@ -6,21 +6,34 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from workers.engine.kv.arena import Block
-from workers.engine.sequence import Sequence
+from workers.engine.sequence import Place, Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Keys and values of ``count`` tokens, moved to another block before the next step writes its own.
-
-    Copies are made in order, so a block may be freed, and taken again, as soon as a copy out of it is queued.
-    """
+    """Keys and values of ``count`` tokens, moved to another block before the next step writes its own."""
 
     source: Block
     source_start: int
     target: Block
     target_start: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Keys and values of ``count`` tokens from ``start`` on, set to zeros before the next step writes its own.
+
+    For memory whose last holder may have left NaN there: attention reads what is masked, too, and 0 times NaN is NaN.
+    """
+
+    place: Place
+    start: int
+    count: int
+
+
+Change = Copy | Clear
+"""Changes are made in order, so a block may be freed, and taken again, as soon as a copy out of it is queued."""
 
 
 class KVManager(Protocol):
@@ -51,13 +64,16 @@ class KVManager(Protocol):
         """
 
     def share(self, sequence: Sequence) -> None:
-        """Offer the full blocks of its computed tokens to sequences that begin with the same tokens."""
+        """Offer the full blocks of its computed tokens, all of them proven, to sequences that begin with the same."""
 
     def release(self, sequence: Sequence) -> None:
-        """Take its memory back."""
+        """Take its memory back, and have cleared what it wrote there beyond its proven tokens."""
 
-    def forget(self) -> None:
-        """Drop everything cached that no sequence holds: its contents are not to be trusted."""
+    def forget(self, lost: list[Change]) -> None:
+        """Drop everything cached, which no sequence holds: its contents are not to be trusted.
 
-    def take_copies(self) -> list[Copy]:
-        """The copies to make before the next step, in order; each is handed out once."""
+        lost: changes that were handed out and may not have been made; what they were to clear is cleared.
+        """
+
+    def take_changes(self) -> list[Change]:
+        """The changes to make before the next step, in order; each is handed out once."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
-from workers.engine.kv.manager import Copy
+from workers.engine.kv.manager import Change, Clear
 from workers.engine.kv.prefixes import block_names
 from workers.engine.sequence import Pages, Sequence
 
@@ -29,6 +29,7 @@ class PagedKV:
         self._name: list[bytes | None] = [None] * pages
         self._by_name: dict[bytes, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached and held by nobody, least recently used first
+        self._changes: list[Change] = []
 
     @property
     def largest(self) -> int:
@@ -69,19 +70,26 @@ class PagedKV:
                 self._by_name[name] = page
 
     def release(self, sequence: Sequence) -> None:
+        table, written = _pages(sequence).table, sequence.computed + sequence.in_flight
+        if written > sequence.proven:
+            # Nobody else holds these: only full pages of proven tokens are shared.
+            pages = table[sequence.proven // PAGE : -(-written // PAGE)]
+            self._changes.append(Clear(Pages(pages), 0, len(pages) * PAGE))
         # From the end, so that the first pages of a text, which more texts share, are given up last.
-        self._let_go(reversed(_pages(sequence).table))
+        self._let_go(reversed(table))
         sequence.place = None
 
-    def forget(self) -> None:
+    def forget(self, lost: list[Change]) -> None:
         for page in self._by_name.values():
             self._name[page] = None
         self._by_name.clear()
         self._free.extend(self._idle)
         self._idle.clear()
+        self._changes = [*lost, *self._changes]
 
-    def take_copies(self) -> list[Copy]:
-        return []
+    def take_changes(self) -> list[Change]:
+        changes, self._changes = self._changes, []
+        return changes
 
     def _find(self, sequence: Sequence) -> list[int]:
         """The cached pages of its leading tokens, all but the last token's."""

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.engine.draw import on_device
 from workers.engine.kernels.attention import alibi_slopes, bias_of, weigh
 from workers.engine.kv.eight_bits import quantize
+from workers.engine.kv.manager import Change, Clear
 from workers.engine.kv.paged import PAGE
 from workers.engine.layout import Layout, Span
 from workers.engine.sequence import Pages
@@ -87,6 +89,19 @@ class PageBuffers:
         self.device = device
         self.slopes = (alibi_slopes(heads) if slopes is None else slopes).to(device)
 
+    def apply(self, changes: list[Change]) -> None:
+        """Clear pages; a host that launches does not wait."""
+        pages: list[int] = []
+        for change in changes:
+            assert isinstance(change, Clear)
+            assert isinstance(change.place, Pages)
+            pages += change.place.table
+        if pages:
+            where = on_device(pages, self.device)
+            for layer in self.layers:
+                for tensor in layer.tensors():
+                    tensor.index_fill_(1, where, 0)
+
     def batch(self, layout: Layout) -> PagedBatch:
         """Turn a layout into tensors."""
         return PagedBatch(self, layout)
@@ -132,7 +147,11 @@ class _Group:
         self._rows = slice(first, first + len(spans) * count)
         self._shape = (len(spans), count)
         used = [-(-(span.start + count) // PAGE) for span in spans]
-        tables = [_table(span)[:pages] + [0] * (max(used) - pages) for span, pages in zip(spans, used, strict=True)]
+        # Padded with a page of its own: what another sequence has there may not be finite.
+        tables = [
+            _table(span)[:pages] + _table(span)[:1] * (max(used) - pages)
+            for span, pages in zip(spans, used, strict=True)
+        ]
         self._tables = torch.tensor(tables, device=device)  # [spans, pages]
         starts = torch.tensor([span.start for span in spans], device=device)
         queries = starts[:, None] + torch.arange(count, device=device)  # [spans, count]

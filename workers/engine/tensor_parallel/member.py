@@ -54,16 +54,17 @@ class Member:
             self._stage = RankStage(weights, rank, self.group)
         self.kernels = "torch"
         """What computes attention, for people."""
-        self._cache: KVCache | None = None
+        self._memory: KVCache | PageBuffers
         self._batches: _Batches
         if setup.is_paged:
             use_triton = device.type == "cuda" and setup.native
             attention = best_attention(device, len(heads), config.head_dim, dtype) if use_triton else TorchAttention()
             self.kernels = attention.name
-            self._batches = StepBatches(PageBuffers(*sizes, device, slopes), attention, setup.slots, setup.context)
+            self._memory = PageBuffers(*sizes, device, slopes)
+            self._batches = StepBatches(self._memory, attention, setup.slots, setup.context)
         else:
-            self._cache = KVCache(*sizes)
-            self._batches = Batcher(self._cache, slopes)
+            self._memory = KVCache(*sizes)
+            self._batches = Batcher(self._memory, slopes)
             self._stage.warm_up(setup.slots)
 
     def join(self) -> None:
@@ -98,6 +99,5 @@ class Member:
         return logits
 
     def _prepare(self, layout: Layout) -> Batch:
-        if self._cache is not None:
-            self._cache.copy(layout.copies)
+        self._memory.apply(layout.changes)
         return self._batches.batch(layout)

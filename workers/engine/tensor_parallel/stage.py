@@ -5,15 +5,16 @@ Every rank holds the whole hidden state; two sums a block, one for the embedding
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from workers.engine.batch import Batch
+from workers.engine.blocks import read_blocks, read_norm, run_blocks
 from workers.engine.kernels.linear import Linear
-from workers.engine.stage import WARM_ROWS, Norm
+from workers.engine.stage import WARM_ROWS
 from workers.engine.tensor_parallel.cut import Rank
 from workers.engine.tensor_parallel.group import Group
 from workers.engine.weights import EMBEDDING, HEAD, Weights
@@ -32,18 +33,6 @@ class SummedLinear:
         return self._group.sum(self.part.apply(x)).add_(self._bias).add_(residual)
 
 
-@dataclass(frozen=True, slots=True)
-class RankBlock:
-    """One Bloom block's weights: qkv and up give this rank's heads and features, dense and down take them."""
-
-    attention_norm: Norm
-    qkv: Linear
-    dense: SummedLinear
-    mlp_norm: Norm
-    up: Linear
-    down: SummedLinear
-
-
 class RankStage:
     """All blocks, embedding and head of a Bloom, as far as they are one rank's."""
 
@@ -60,29 +49,12 @@ class RankStage:
         def take(name: str) -> Tensor:
             return weights.take(name, rank.part(name, weights.shape(name)))
 
-        def norm(name: str) -> Norm:
-            return Norm(take(f"{name}.weight"), take(f"{name}.bias"), config.norm_eps)
-
-        def linear(name: str) -> Linear:
-            return Linear(take(f"{name}.weight"), take(f"{name}.bias"))
-
-        def summed(name: str) -> SummedLinear:
-            return SummedLinear(take(f"{name}.weight"), take(f"{name}.bias"), group)
-
+        eps = config.norm_eps
         self.embedding = take(EMBEDDING)  # [this rank's tokens, hidden]
-        self.embedding_norm = norm("word_embeddings_layernorm")
-        self.blocks = [
-            RankBlock(
-                attention_norm=norm(f"h.{i}.input_layernorm"),
-                qkv=linear(f"h.{i}.self_attention.query_key_value"),
-                dense=summed(f"h.{i}.self_attention.dense"),
-                mlp_norm=norm(f"h.{i}.post_attention_layernorm"),
-                up=linear(f"h.{i}.mlp.dense_h_to_4h"),
-                down=summed(f"h.{i}.mlp.dense_4h_to_h"),
-            )
-            for i in range(config.layers)
-        ]
-        self.final_norm = norm("ln_f")
+        self.embedding_norm = read_norm(take, "word_embeddings_layernorm", eps)
+        # QKV and up give this rank's heads and features, dense and down take them.
+        self.blocks = read_blocks(take, range(config.layers), eps, Linear, partial(SummedLinear, group=group))
+        self.final_norm = read_norm(take, "ln_f", eps)
         self.head = Linear(take(HEAD) if weights.has_head else self.embedding, None)
 
     def warm_up(self, rows: int) -> None:
@@ -100,18 +72,8 @@ class RankStage:
 
         Returns fp32 logits [sampled, vocab] at rank 0, None at the others.
         """
-        config = self.config
         self._begun = self._group.exchanges
-        x = self._embed(batch.ids)  # [tokens, hidden]
-        context = x.new_zeros(x.shape[0], self._heads * config.head_dim)
-        heads = context.view(-1, self._heads, config.head_dim)  # [tokens, this rank's heads, head_dim]
-        for layer, block in enumerate(self.blocks):
-            normed = block.attention_norm(x)
-            qkv = block.qkv.apply(normed).view(-1, self._heads, 3, config.head_dim)
-            batch.attend(layer, qkv, heads)
-            x = block.dense.apply_add(context, normed if config.residual_post_norm else x)
-            normed = block.mlp_norm(x)
-            x = block.down.apply_add(block.up.apply_gelu(normed), normed if config.residual_post_norm else x)
+        x = run_blocks(self.blocks, self.config, self._heads, batch, self._embed(batch.ids))
         return self._logits(self.final_norm(x[batch.sampled]))
 
     def stand_in(self, batch: Batch) -> None:

@@ -11,11 +11,12 @@ from array import array
 from dataclasses import asdict, dataclass
 
 from workers.engine.kv.arena import Block
-from workers.engine.kv.manager import Copy
+from workers.engine.kv.manager import Change, Clear, Copy
 from workers.engine.layout import Layout, Span
 from workers.engine.sequence import Pages, Place
 
 _BLOCK, _PAGES = range(2)
+_COPY, _CLEAR = range(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,20 @@ class Setup:
 
 def encode_layout(layout: Layout) -> bytes:
     """A layout as bytes."""
-    counts = (len(layout.ids), len(layout.sampled), len(layout.spans), len(layout.copies))
+    counts = (len(layout.ids), len(layout.sampled), len(layout.spans), len(layout.changes))
     numbers = array("q", (layout.decodes, *counts))
     numbers.extend(layout.ids)
     numbers.extend(layout.sampled)
     for span in layout.spans:
         numbers.extend((span.start, span.count))
         numbers.extend(_encode_place(span.place))
-    for copy in layout.copies:
-        source, target = copy.source, copy.target
-        numbers.extend((source.offset, source.size, copy.source_start))
-        numbers.extend((target.offset, target.size, copy.target_start, copy.count))
+    for change in layout.changes:
+        if isinstance(change, Clear):
+            numbers.extend((_CLEAR, change.start, change.count))
+            numbers.extend(_encode_place(change.place))
+        else:
+            numbers.extend((_COPY, change.source_start, change.target_start, change.count))
+            numbers.extend((change.source.offset, change.source.size, change.target.offset, change.target.size))
     return numbers.tobytes()
 
 
@@ -87,24 +91,30 @@ class _Reader:
         self._at = 0
 
     def layout(self) -> Layout:
-        decodes, ids, sampled, spans, copies = self._take(5)
+        decodes, ids, sampled, spans, changes = self._take(5)
         return Layout(
             ids=self._take(ids),
             sampled=self._take(sampled),
             spans=[self._span() for _ in range(spans)],
             decodes=decodes,
-            copies=[self._copy() for _ in range(copies)],
+            changes=[self._change() for _ in range(changes)],
         )
 
     def _span(self) -> Span:
-        start, count, kind, first = self._take(4)
-        place = Block(first, *self._take(1)) if kind == _BLOCK else Pages(self._take(first))
-        return Span(place, start, count)
+        start, count = self._take(2)
+        return Span(self._place(), start, count)
 
-    def _copy(self) -> Copy:
-        offset, size, source_start = self._take(3)
-        target_offset, target_size, target_start, count = self._take(4)
-        return Copy(Block(offset, size), source_start, Block(target_offset, target_size), target_start, count)
+    def _place(self) -> Place:
+        kind, first = self._take(2)
+        return Block(first, *self._take(1)) if kind == _BLOCK else Pages(self._take(first))
+
+    def _change(self) -> Change:
+        if self._take(1) == [_CLEAR]:
+            start, count = self._take(2)
+            return Clear(self._place(), start, count)
+        source_start, target_start, count = self._take(3)
+        source, target = Block(*self._take(2)), Block(*self._take(2))
+        return Copy(source, source_start, target, target_start, count)
 
     def _take(self, count: int) -> list[int]:
         taken = self._numbers[self._at : self._at + count]
