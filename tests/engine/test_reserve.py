@@ -57,13 +57,13 @@ def peak_bytes(call: Callable[[], object]) -> int:
 )
 def test_drawing_holds_the_copies_that_are_counted(params: dict[str, Any], share: float) -> None:
     """Rows that ask for everything take all of it, within the candidates' hundredth; others less."""
-    rows = 4
+    rows, vocab = 64, 64_000
     sequences = [
         Sequence(str(row), 2, [1, 2], SamplingParams(max_tokens=9, temperature=1.0, seed=row, **params))
         for row in range(rows)
     ]
-    logits = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(0))
-    counted = sum(SAMPLING.values()) * rows * VOCAB
+    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(0))
+    counted = sum(SAMPLING.values()) * rows * vocab
     assert 0.8 * share * counted < peak_bytes(lambda: begin(logits, sequences, [0] * rows)) < 1.01 * share * counted
 
 
@@ -85,7 +85,7 @@ def test_decode_steps_write_their_logits_to_a_buffer_of_all_slots(tmp_path: Path
     """In fp32, where the head is."""
     folder = save_bloom(tmp_path / "bloom", BloomConfig(vocab=300, hidden=32, layers=2, heads=4))
     model = bloom(folder, kv_layout="paged", lookahead=1, max_slots=6, devices=["cpu", "cpu"])
-    assert model._runner._shards[-1]._out.nbytes == 4 * 6 * 300
+    assert model._launcher._shards[-1]._out.nbytes == 4 * 6 * 300
 
 
 def test_64_slots_of_bloom_7b1_take_610_megabytes_of_logits() -> None:

@@ -24,11 +24,15 @@ HELD = {
 SAMPLING = {
     "log probabilities, where all rows ask for them": FP32,
     "rows that are drawn, over their temperature": FP32,
-    "those of them with a top_p or top_k": FP32,
-    "weights of those without a top_k": FP32,
+    "those of them that are drawn from whole": FP32,
+    "their weights": FP32,
     "the same in doubles, while they are summed": FP64,
 }
-"""And of the copies that ``sampler.begin`` holds at its peak, for rows that ask for everything."""
+"""And of the copies that ``sampler.begin`` holds at its peak, for rows that ask for everything.
+
+Nuclei are looked for in 32 rows at once; with fewer than 52 slots that takes up to 160 bytes for each token of the
+vocabulary more, some 40 MB, which the flat reserve holds.
+"""
 
 
 def reserved(total: int, reserve: int | None) -> int:
