@@ -1,8 +1,8 @@
 -- What time brings: leases end, waits end, deadlines pass, unclaimed messages go out again, old results go.
 -- Repeating it is harmless. At most `most` jobs of each kind a call.
 -- Touches: leader, schema, beat, grace, running, delayed, deadlines, dispatched, undelivered, kept:, kept_oldest,
---   kept_newest, kept_jobs, kept_bytes, kept_all, finished, finished_bytes, dead, totals, jobs:, usage_days, workers, worker:, held:, names, and
---   what a loss or an end touches.
+--   kept_newest, kept_jobs, kept_bytes, kept_all, finished, finished_bytes, dead, totals, jobs:, usage_days, workers,
+--   worker:, held:, names, and what a loss or an end touches.
 -- ARGV: token, lock ms, most, stall ms, lease ms, retention ms, most strikes, most losses, unclaimed ms, most results,
 --   most bytes of results, days to keep usage for.
 -- Returns {'follower'} or {'leader', leases ended, deadlines passed, published again, then for each message to publish:
@@ -130,7 +130,8 @@ end
 -- Drop a few of a tenant's oldest results while `goes(end of the next, what has gone)`. Returns how many.
 local left, FEW = most - #listed / 2, 8 -- so many may go in this call; so many of one tenant at once
 local function drop_few(tenant, goes)
-  local found, gone = redis.call('ZRANGE', key_kept(tenant), 0, math.min(left, FEW) - 1, 'WITHSCORES'), {jobs = 0, bytes = 0}
+  local found = redis.call('ZRANGE', key_kept(tenant), 0, math.min(left, FEW) - 1, 'WITHSCORES')
+  local gone = {jobs = 0, bytes = 0}
   for i = 1, #found, 2 do
     local id, bytes = string.match(found[i], '^([^|]*)|(%d+)$')
     local ended = tonumber(found[i + 1])
