@@ -80,7 +80,7 @@ def test_a_failing_engine_gets_no_jobs_until_it_works_again(jobs: Jobs, start_wo
     assert all(view.state is JobState.SUCCEEDED and view.attempt == 1 for view in views)
     assert scrape(port)["farm_engine_restarts_total"] == MAX_DEATHS
     wait_until(lambda: _seen(jobs, "w1").trouble == "", why="the trouble to be over in the ledger too")
-    assert _seen(jobs, "w1").slots == 32
+    assert _seen(jobs, "w1").slots == 64
 
 
 def _let_the_keeper_look(jobs: Jobs) -> None:
