@@ -74,3 +74,15 @@ def wait_for_all(jobs: Jobs, ids: list[str], timeout_s: float = 60.0) -> list[Jo
 
     wait_until(lambda: all(view.state.is_terminal for view in views()), why="all jobs to end", timeout_s=timeout_s)
     return views()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Where a batch is read from."""
+    return tmp_path / "in.jsonl"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where its answers are written to."""
+    return tmp_path / "out.jsonl"

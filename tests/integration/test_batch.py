@@ -23,16 +23,6 @@ from tests.farmhand import Farmhand, quick, text_of
 from tests.integration.batch_lines import by_id, read, short, write
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return tmp_path / "in.jsonl"
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "out.jsonl"
-
-
 def test_openai_lines_get_openai_answers(farm: Farm, hand: Farmhand, source: Path, target: Path) -> None:
     """A line as OpenAI's Batch API reads it gets an answer as that API writes it."""
     body = {"model": "tiny-bloom", "prompt": "hello", "max_tokens": 4, "user": "u", "n": 1, "return_token_ids": True}

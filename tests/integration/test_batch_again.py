@@ -16,16 +16,6 @@ from tests.farmhand import Farmhand, text_of
 from tests.integration.batch_lines import by_id, read, short, write
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return tmp_path / "in.jsonl"
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "out.jsonl"
-
-
 def test_a_finished_batch_has_nothing_left_to_do(farm: Farm, hand: Farmhand, source: Path, target: Path) -> None:
     """Running a batch again changes nothing: all its lines have their answers, errors and repetitions included."""
     write(source, short(1), short(1), "nonsense", {"prompt": "no id"}, short(2), short(1))
