@@ -109,7 +109,8 @@ local function finish(job, state, retention, reason, fields)
     redis.call('HSET', rate, 'at', int(NOW), 'per_s', string.format('%.6f', old * keep + 1 / 30))
     if state == 'succeeded' then measure(rate, job, tokens) end
   end
-  wake()
+  -- Its slot is free: of use only to a job that waits for one.
+  if redis.call('HGET', P .. 'counts:' .. job.model, 'queued') ~= '0' then wake() end
   job.state = state
   return job.id .. ' ' .. tokens .. ' ' .. state
 end
