@@ -23,6 +23,7 @@ class Beat:
         self._call = call
         self._interval_s = interval_s
         self._began = time.monotonic()
+        self._is_due = False
         self._woken = threading.Event()
         self._stopped = threading.Event()
 
@@ -34,6 +35,11 @@ class Beat:
     def start(self) -> None:
         threading.Thread(target=self._run, name="beat", daemon=True).start()
 
+    def call_now(self) -> None:
+        """Call without waiting for the interval's end; again, if a call is under way."""
+        self._is_due = True
+        self._woken.set()
+
     def wake(self) -> None:
         """Have the interval looked at again: it may be shorter now."""
         self._woken.set()
@@ -44,7 +50,7 @@ class Beat:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            self._began = time.monotonic()
+            self._began, self._is_due = time.monotonic(), False
             try:
                 self._call()
                 self.is_answered = True
@@ -54,6 +60,11 @@ class Beat:
                 self.is_answered = False
             except Exception as error:
                 log_defect(log, "beat_failed", error)
-            while not self._stopped.is_set() and (left_s := self._began + self._interval_s() - time.monotonic()) > 0:
+            while (left_s := self._left_s()) > 0:
                 if self._woken.wait(left_s):
                     self._woken.clear()
+
+    def _left_s(self) -> float:
+        if self._is_due or self._stopped.is_set():
+            return 0.0
+        return self._began + self._interval_s() - time.monotonic()

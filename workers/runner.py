@@ -23,7 +23,7 @@ from workers.aboard import Aboard, Ending, order, outcome_of
 from workers.backoff import jittered_s
 from workers.beat import Beat
 from workers.deck import Deck
-from workers.engine.protocol import GATHER_S, Cancel, Emitted, Failed, Finished, Ready, Report
+from workers.engine.protocol import Cancel, Emitted, Failed, Finished, Ready, Report
 from workers.engine_process import EngineProcess
 from workers.lives import Lives
 from workers.patience import Patience
@@ -169,6 +169,7 @@ class Runner:
         return True
 
     def _on_report(self, report: Report) -> None:
+        grown = []
         for event in report.events:
             running = self._deck.get(event.id)
             if isinstance(event, Emitted):
@@ -178,6 +179,11 @@ class Runner:
             if isinstance(event, Emitted | Finished):
                 self.lives.gave_token()
             running.take(event)
+            if isinstance(event, Emitted):
+                grown.append(running)
+        # One that has ended brings its last tokens to the ledger itself.
+        if not all(running.settled.is_set() for running in grown):
+            self.beat.call_now()
 
     def _on_lost(self, engine: EngineProcess, reason: str) -> None:
         """Hand back the jobs of an engine that is gone. The next one may be up before the server answers."""
@@ -206,11 +212,10 @@ class Runner:
         return [(running.claim.id, running.claim.nonce) for running in aboard]
 
     def _interval_s(self) -> float:
-        """Between two flushes: a token waits for the engine to report it first, and ``flush_s`` in all."""
+        """Between two flushes, unless tokens come: those are written as they do."""
         if not self._deck:
             return min(self._settings.keeper.liveness_s / 3, 0.5)
-        flush_s = self._settings.lease.flush_s
-        return max(flush_s / 2, flush_s - GATHER_S)
+        return 2 * self._settings.lease.flush_s
 
     def _try_flush(self) -> None:
         try:

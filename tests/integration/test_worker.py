@@ -220,8 +220,8 @@ def test_logs_are_structured_and_hold_no_prompt(jobs: Jobs, start_worker: StartW
 def test_terminated_while_its_model_loads(jobs: Jobs, tmp_path: Path) -> None:
     """SIGTERM does not wait for a model to load: the worker ends, and no engine is left behind."""
     worker = WorkerProcess(jobs, tmp_path, "w1", ENGINE__KIND="bloom")
-    wait_until(lambda: psutil.Process(worker.process.pid).children(), why="the engine process to be started")
-    [engine] = psutil.Process(worker.process.pid).children()
+    wait_until(worker.has_engine, why="the engine process to be started")
+    engine = worker.engine
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     assert not engine.is_running()

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import structlog
@@ -22,11 +23,28 @@ from farm.settings import Settings, load_settings
 from workers.engine.engine import Engine
 from workers.engine.model import Model
 from workers.engine.outbox import Outbox
-from workers.engine.protocol import BEAT_S, Add, Cancel, Command, Halt, Halted, Message, Refused, Report, decode, encode
+from workers.engine.protocol import (
+    BEAT_S,
+    Add,
+    Cancel,
+    Command,
+    Event,
+    Halt,
+    Halted,
+    Message,
+    Refused,
+    Report,
+    decode,
+    encode,
+)
 from workers.engine.shortage import is_shortage
 from workers.engine.synthetic import Synthetic
 
 log = structlog.get_logger(__name__)
+
+GATHER_SHARE = 0.8
+"""How much of the time that a token may wait until it is written it waits here, for others: each report takes a core
+from the next step. The rest is for the step that ends then, and for the way to the ledger."""
 
 
 def serve(connection: Connection) -> None:
@@ -47,7 +65,7 @@ def serve(connection: Connection) -> None:
     gc.collect()
     gc.freeze()
     _send(connection, engine.ready)
-    _loop(engine, connection, commands)
+    _loop(engine, connection, commands, Outbox(GATHER_SHARE * settings.lease.flush_s))
 
 
 def load_model(settings: Settings) -> Model:
@@ -66,14 +84,13 @@ def load_model(settings: Settings) -> Model:
         raise ModelRefused(f"no memory to load {settings.model.id}: {found}; `farm plan` says what it needs") from error
 
 
-def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Command]) -> None:
-    outbox = Outbox()
-    reported = time.monotonic()
+def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Command], outbox: Outbox) -> None:
+    emptied = time.monotonic()
     while True:
         for command in _pending(commands, wait_s=0.0 if engine.has_work else BEAT_S):
             if isinstance(command, Halt):
                 outbox.add(engine.halt())
-                _send(connection, _report(engine, outbox))
+                _send(connection, _report(engine, outbox, outbox.take()))
                 _send(connection, Halted())
                 continue
             outbox.forget(command.id)
@@ -85,13 +102,17 @@ def _loop(engine: Engine, connection: Connection, commands: queue.SimpleQueue[Co
             outbox.add(engine.step())
             log.debug("step", step=engine.steps, generated=engine.generated)
         now = time.monotonic()
-        if outbox.is_due(now - reported):
-            reported = now
-            _send(connection, _report(engine, outbox))
+        if outbox.is_due(now - emptied):
+            emptied = now
+            _send(connection, _report(engine, outbox, outbox.take()))
+        elif outbox.has_ends:
+            _send(connection, _report(engine, outbox, outbox.take_ends()))
 
 
-def _report(engine: Engine, outbox: Outbox) -> Report:
-    return Report(engine.steps, engine.running, engine.waiting, outbox.take(), engine.stats)
+def _report(engine: Engine, outbox: Outbox, events: list[Event]) -> Report:
+    stats = engine.stats
+    told = replace(stats, generated_tokens=stats.generated_tokens - outbox.tokens)
+    return Report(engine.steps, engine.running, engine.waiting, events, told)
 
 
 def _pending(commands: queue.SimpleQueue[Command], wait_s: float) -> Iterator[Command]:

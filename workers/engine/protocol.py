@@ -1,7 +1,7 @@
 """What the worker and its engine process say to each other: one message per pipe packet.
 
 To the engine: ``Add``, ``Cancel`` and ``Halt``. From the engine: ``Ready`` or ``Refused`` once, then ``Report``s of
-what the steps since the last one did, one at least every ``BEAT_S``, and ``Halted``. This module is plain data: no
+what the steps did, one at least every ``BEAT_S``, and ``Halted``. This module is plain data: no
 torch, no Redis.
 
 On the wire a message is a JSON array: its type's name, then its fields in order, so that a step with 32 tokens costs
@@ -19,9 +19,6 @@ FinishReason = Literal["stop", "length", "cancelled", "expired"]
 
 BEAT_S = 0.5
 """The longest silence of an engine that is neither loading nor inside a step, in seconds."""
-GATHER_S = 0.03
-"""How long tokens may wait for others, in seconds: a fraction of the worker's flush, and several steps of a small model
-whose every report would take a core from the next step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +186,10 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the steps since the last report did; with no events it is a beat that says the engine is alive."""
+    """What the steps did; with no events it is a beat that says the engine is alive.
+
+    Tokens may be told some steps after they were sampled, and ``stats`` counts them when they are.
+    """
 
     steps: int
     running: int

@@ -151,20 +151,24 @@ def test_two_workers_of_one_name_live_side_by_side(field: Field) -> None:
 
 
 def test_the_keeper_is_woken_when_there_is_something_to_do(field: Field) -> None:
-    """Submitting, ending and handing back wake the keeper; waking twice is one wake-up."""
+    """Submitting and handing back wake the keeper, ending does while a job waits; waking twice is one wake-up."""
     wake = keys.WAKE
 
     def woken() -> bool:
         return field.client.lpop(wake) is not None and field.client.lpop(wake) is None
 
     jobs = field.submit(2)
-    field.submit()
+    jobs += field.submit()
     assert woken()
     hand = field.worker()
     assert woken()
     for job in jobs:
         field.run(hand, job)
     hand.finish(jobs[0])
+    assert not woken(), "nobody waits for the slot"
+    field.submit()
+    assert woken()
+    hand.finish(jobs[1])
     assert woken()
     hand.release("drain", "drain")
     assert woken()
