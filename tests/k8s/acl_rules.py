@@ -8,6 +8,7 @@ send some themselves. Every role reads all of the ledger that it has commands fo
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
@@ -42,7 +43,7 @@ RUNS = {
     ),
     "operator": (
         {"cancel", "revive", "purge", "webhook_rotate"},
-        ("jobs.py", "dead.py", "keyring.py", "overview.py", "tenants.py", "usage.py", "webhooks.py"),
+        ("jobs.py", "dead.py", "glance.py", "keyring.py", "overview.py", "tenants.py", "usage.py", "webhooks.py"),
     ),
     "monitor": (set[str](), ("overview.py", "usage.py")),
 }
@@ -168,17 +169,36 @@ def _of_scripts(names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
         waiting, reached = [_lua(name), functions[""]], {""}
         while waiting:
             text = waiting.pop()
-            yield from _calls(text, builders)
+            yield from lua_calls(text, builders)
             for called in set(re.findall(r"\b([a-z_]+)\b", text)) & (set(functions) - reached):
                 reached.add(called)
                 waiting.append(functions[called])
 
 
-def _calls(text: str, builders: dict[str, str]) -> Iterator[tuple[str, str | None]]:
-    """The commands in a piece of Lua; DEL may name several keys."""
-    for command, rest in re.findall(r"redis\.call\('([A-Z]+)'(?=(?:,\s*([^\n]*))?)", text):
-        found = [_family(part, text, builders) for part in (rest.split(", ") if command == "DEL" else [rest])]
-        yield from ((command.lower(), family) for family in (found if command == "DEL" else found[:1]) or [None])
+def lua_calls(text: str, builders: dict[str, str]) -> Iterator[tuple[str, str | None]]:
+    """(command, family of its key) for every call in a piece of Lua; DEL may name several keys.
+
+    builders: the functions that build a key, and the family that each builds.
+    """
+    for found in re.finditer(r"redis\.call\('([A-Z]+)'(?:,\s*)?", text):
+        named = _arguments(text[found.end() :])
+        for argument in named if found[1] == "DEL" else named[:1]:
+            yield found[1].lower(), _family(argument, text, builders)
+
+
+def _arguments(text: str) -> list[str]:
+    """A call's arguments, from the first on that is a key: up to the bracket that ends the call. One at least, though
+    empty."""
+    found, depth = [""], 0
+    for character in text:
+        depth += (character in "({") - (character in ")}")
+        if depth < 0:
+            break
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [argument.strip() for argument in found]
 
 
 def _family(expression: str, text: str, builders: dict[str, str]) -> str | None:
@@ -214,13 +234,21 @@ def _builders(functions: dict[str, str]) -> dict[str, str]:
 
 
 def _of_modules(paths: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    """(command, family of its key) for what these modules send through a client or a pipeline."""
+    """(command, family of its key) for what these modules send."""
     for path in paths:
-        text = (REPOSITORY / LEDGER / path).read_text(encoding="utf-8")
-        for name, rest in re.findall(r"\b(?:client|pipe)\.([a-z_]+)\(([^\n]*)", text):
-            if name in NOT_COMMANDS:
-                continue
-            spelled = re.search(r"keys\.([A-Za-z_]+)", rest)
+        yield from module_calls((REPOSITORY / LEDGER / path).read_text(encoding="utf-8"))
+
+
+def module_calls(text: str) -> Iterator[tuple[str, str | None]]:
+    """(command, family of its key) for every call of a client's or a pipeline's method in a piece of Python."""
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        name = node.func.attr
+        if name in NOT_COMMANDS or not re.search(r"\b(client|pipe)$", ast.unparse(node.func.value)):
+            continue
+        for argument in node.args if name == "delete" else node.args[:1] or [ast.Constant("")]:
+            spelled = re.search(r"\bkeys\.([A-Za-z_]+)", ast.unparse(argument))
             yield COMMANDS.get(name, name), _named(spelled[1]) if spelled else None
 
 

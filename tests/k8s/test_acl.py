@@ -104,6 +104,36 @@ def test_a_role_has_what_its_code_needs_and_no_more() -> None:
     assert text == acl_rules.written(text), "run python -m tests.k8s.acl_rules --write and look at what has changed"
 
 
+def test_every_call_of_a_line_counts() -> None:
+    """A role's rights hold the second command of a line, the one inside another's arguments, and one over many lines;
+    each with its own keys alone."""
+    lua = """
+        if redis.call('DEL', key_job(id), P .. 'mark') == 0 then redis.call('HSET', P .. 'tally', 'x', f(1, 2)) end
+        redis.call('DECRBY', P .. 'waiting', redis.call('ZREM',
+          key_jobs(tenant), id))
+    """
+    found = list(acl_rules.lua_calls(lua, {"key_job": "job", "key_jobs": "jobs"}))
+    first = [("del", "job"), ("del", "mark"), ("hset", "tally")]
+    assert found == [*first, ("decrby", "waiting"), ("zrem", "jobs")]
+
+    python = """
+seen = self.client.get(keys.SCHEMA), jobs.client.hset(keys.TALLY, "x", pipe.incrby(keys.DEAD, 1))
+pipe.delete(
+    keys.job(job_id), keys.out(job_id)
+); pipe.zrem(keys.jobs(tenant), keys.EVENTS)
+client.close()
+"""
+    second = {
+        ("get", "schema"),
+        ("hset", "tally"),
+        ("incrby", "dead"),
+        ("del", "job"),
+        ("del", "out"),
+        ("zrem", "jobs"),
+    }
+    assert set(acl_rules.module_calls(python)) == second
+
+
 def test_every_script_is_some_roles() -> None:
     """Each script of the ledger is called by a role, so that its rights are looked at."""
     called = {name for names, _ in acl_rules.RUNS.values() for name in names}
