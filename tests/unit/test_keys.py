@@ -76,6 +76,12 @@ def test_heads_list_all_that_a_script_touches_itself(name: str) -> None:
     assert own <= touched(name) | ({"job", "out", "history", "totals", "counts"} if inherits else set())
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_lines_of_a_script_fit_the_screen(name: str) -> None:
+    """A script's lines are no longer than 120 columns, as Python's are."""
+    assert not [line for line in scripts.text_of(name).splitlines() if len(line) > 120]
+
+
 def test_helpers_spell_the_names_of_the_list() -> None:
     """The functions and constants of farm/keys.py make names that are in its list."""
     made = [

@@ -1,7 +1,7 @@
 -- Accept a batch. Repeating it changes nothing.
 -- Touches: batch:, batches:, place:, batches_open, batches_due, file:.
--- ARGV: id, tenant, id of the input file, fingerprint of the request, most batches that a tenant may have open, window in
---   ms, then fields and values.
+-- ARGV: id, tenant, id of the input file, fingerprint of the request, most batches that a tenant may have open, window
+--   in ms, then fields and values.
 -- Returns {'new'}, {'same'}, {'conflict'}, {'no file'}, {'wrong file', its purpose} or {'limit', how many are open}.
 local id, tenant, file = ARGV[1], ARGV[2], ARGV[3]
 local known = redis.call('HGET', key_batch(id), 'fingerprint')

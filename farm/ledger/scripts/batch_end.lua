@@ -1,7 +1,7 @@
--- End a batch: the one write of its outcome, with the files that hold it. Who was told that it is being cancelled sees it
--- cancelled, however far it came. A repetition gets the same answer.
--- Touches: batch:, batch_parts:, batches:, batches_due, batches_open, file:, files:, file_bytes, files_due, files_trash, totals, and
---   what an end touches.
+-- End a batch: the one write of its outcome, with the files that hold it. Who was told that it is being cancelled sees
+-- it cancelled, however far it came. A repetition gets the same answer.
+-- Touches: batch:, batch_parts:, batches:, batches_due, batches_open, file:, files:, file_bytes, files_due,
+--   files_trash, totals, and what an end touches.
 -- ARGV: id, nonce, status, retention ms, path of its parts, number of fields and values, these, then for each file: its
 --   field in the batch, id, path, name, bytes, bytes that it counts for, retention ms.
 -- Returns {'ok'} or {'lost'}.

@@ -1,5 +1,5 @@
--- Take the batch that has waited longest for somebody to drive it. Repeating it takes another one; one whose taker is not
--- heard of again is there for others when its lease ends.
+-- Take the batch that has waited longest for somebody to drive it. Repeating it takes another one; one whose taker is
+-- not heard of again is there for others when its lease ends.
 -- Touches: batches_due, batch:.
 -- ARGV: nonce, worker, lease ms.
 -- Returns {} or {id, then its fields and values}.

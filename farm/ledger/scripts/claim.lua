@@ -5,8 +5,8 @@
 --   deadlines, dropped:, history:, totals, and what an end touches.
 -- ARGV: id, dispatch number, worker, nonce, lease ms, retention ms, suspect's wait ms, most strikes, most losses.
 -- Returns {'claimed', request, attempt, retries, proof, ms to the deadline or '', plain, tenant, ms since it was
---     submitted or revived, '1' if an engine has had it before, token entries...}; proof is 0, or how many new tokens clear a job
---     that is on trial,
+--     submitted or revived, '1' if an engine has had it before, token entries...}; proof is 0, or how many new tokens
+--     clear a job that is on trial,
 --   {'ended', state}, or {'stale'}, {'unknown'}, {'unregistered'}, {'draining'}, {'unable'}, {'suspect'}, {'newer'}:
 --   nothing to do. A job of a newer schema than ours waits for a worker that knows it.
 --   A worker is unable while it says that it has room for none.
@@ -54,7 +54,8 @@ if is_suspect(job) then
   if other and other.state == 'running' and other.worker == worker
       and not is_proven(other, redis.call('LLEN', key_out(other.id))) then
     -- One after the other, and not all at once again: each needs no longer than its first token takes.
-    local turn = math.max(NOW, tonumber(redis.call('HGET', key_worker(worker), 'suspects_until') or 0)) + tonumber(ARGV[7])
+    local taken_until = tonumber(redis.call('HGET', key_worker(worker), 'suspects_until') or 0)
+    local turn = math.max(NOW, taken_until) + tonumber(ARGV[7])
     redis.call('HSET', key_worker(worker), 'suspects_until', int(turn))
     requeue(job, turn)
     return {'suspect'}

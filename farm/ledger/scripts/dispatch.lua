@@ -61,7 +61,8 @@ for model, free in pairs(room) do
         charge(job, job.cost)
         owe(job, job.cost)
       end
-      for _, value in ipairs({job.id, int(job.dispatch + 1), model, level, job.plain or ''}) do answer[#answer + 1] = value end
+      local message = {job.id, int(job.dispatch + 1), model, level, job.plain or ''}
+      for _, value in ipairs(message) do answer[#answer + 1] = value end
       free, most = free - 1, most - 1
     end
   end

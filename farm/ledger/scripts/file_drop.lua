@@ -1,4 +1,5 @@
--- Forget a file; its content is deleted from the store afterwards. Not while a batch needs it. Repeating it changes nothing.
+-- Forget a file; its content is deleted from the store afterwards. Not while a batch needs it.
+-- Repeating it changes nothing.
 -- Touches: file:, files:, place:, file_bytes, files_due, files_trash.
 -- ARGV: id, tenant or '' for whosever it is, '1' to drop it only once its time has come.
 -- Returns {'ok', path}, {'used'} or {'unknown'}.

@@ -1,12 +1,13 @@
 -- All that is measured of the ledger, in one reading. Reads only.
 -- No queue is read through: how many wait is counted as they come and go. The oldest is looked for at the heads of the
--- queues of up to 256 tenants a priority (those that go first and those that go last) and among the next 256 jobs that are
--- dispatched or delayed. Of more than 2,000 tenants that wait, none is named.
+-- queues of up to 256 tenants a priority (those that go first and those that go last) and among the next 256 jobs that
+-- are dispatched or delayed. Of more than 2,000 tenants that wait, none is named.
 -- Touches: totals, tally, models, counts:, depth:, rate:, lanes:, queue:, dispatched, delayed, job:, workers, worker:,
 --   waiting, waiting_jobs, spent:, dead, hooks_waiting, batches_due, batch:.
 -- ARGV: liveness in ms, how many tenants to name, then models that are there though nobody has served them.
--- Returns JSON: totals and tally by name; of each model counts, depth by priority, age_ms of the oldest by priority, slots
---   and what was measured of its jobs; workers by "model role state"; waiting and spent by tenant and in all; and sizes.
+-- Returns JSON: totals and tally by name; of each model counts, depth by priority, age_ms of the oldest by priority,
+--   slots and what was measured of its jobs; workers by "model role state"; waiting and spent by tenant and in all;
+--   and sizes.
 local HEADS, MOST, MOST_TENANTS = 128, 256, 2000
 local live, named = NOW - tonumber(ARGV[1]), tonumber(ARGV[2])
 
@@ -31,7 +32,8 @@ for i = 1, #beats, 2 do
   local about = redis.call('HMGET', key_worker(beats[i]), 'model', 'role', 'capacity', 'draining', 'trouble')
   if about[2] then
     local is_live, model = tonumber(beats[i + 1]) >= live, about[1] or ''
-    local state = not is_live and 'silent' or about[4] == '1' and 'draining' or (about[5] or '') ~= '' and 'trouble' or 'ready'
+    local is_troubled = (about[5] or '') ~= ''
+    local state = not is_live and 'silent' or about[4] == '1' and 'draining' or is_troubled and 'trouble' or 'ready'
     local line = model .. ' ' .. about[2] .. ' ' .. state
     workers[line] = (workers[line] or 0) + 1
     if model ~= '' then
@@ -45,7 +47,9 @@ end
 local oldest = {}
 local function look(model, level, seq, id)
   local place = model .. ' ' .. level
-  if not oldest[place] or seq < oldest[place].seq then oldest[place] = {seq = seq, id = id, model = model, level = level} end
+  if not oldest[place] or seq < oldest[place].seq then
+    oldest[place] = {seq = seq, id = id, model = model, level = level}
+  end
 end
 local function look_at_heads(model, level, first, last)
   for _, tenant in ipairs(redis.call('ZRANGE', key_lanes(model, level), first, last)) do

@@ -1,12 +1,13 @@
 -- Where queued jobs stand by the order of dispatch as it is, and the pace of their models. Reads only.
--- Touches: job:, queue:, lanes:, vtime:, vclock:, weights, waiting_jobs, waiting_tokens, rate:, counts:, workers, worker:.
--- ARGV: liveness in ms, lead of priority high in tokens, then for each job its id; or, for one that may come, '' and its
---   model, priority and tenant.
--- Returns lists; of the jobs all, or the first ones if those are work enough for one call. For each job its position from
---   1 (0: it does not wait); for each the tokens that will be generated for jobs before it, as text; for each the number
---   of its pace; and the paces: slots of live workers, slots that no job runs in; and as text what was measured of late:
---   tokens per second of a running sequence and tokens per job ('0': not known yet), from how many jobs, and how many
---   seconds ago the last of them ended.
+-- Touches: job:, queue:, lanes:, vtime:, vclock:, weights, waiting_jobs, waiting_tokens, rate:, counts:, workers,
+--   worker:.
+-- ARGV: liveness in ms, lead of priority high in tokens, then for each job its id; or, for one that may come, '' and
+--   its model, priority and tenant.
+-- Returns lists; of the jobs all, or the first ones if those are work enough for one call. For each job its position
+--   from 1 (0: it does not wait); for each the tokens that will be generated for jobs before it, as text; for each the
+--   number of its pace; and the paces: slots of live workers, slots that no job runs in; and as text what was measured
+--   of late: tokens per second of a running sequence and tokens per job ('0': not known yet), from how many jobs, and
+--   how many seconds ago the last of them ended.
 local FEW_JOBS = 2 -- a pace is told from more than so many finished jobs
 local MOST_LANES = 100 -- tenants of a level that are looked at
 local MOST_LOOKS = 2000 -- at tenants, in one call
@@ -58,7 +59,8 @@ local function lanes_of(model, level)
   return lanes
 end
 
--- Up to which virtual time a level's jobs go before one that starts at `start` at another or the same level: see dispatch.
+-- Up to which virtual time a level's jobs go before one that starts at `start` at another or the same level:
+-- see dispatch.
 local function horizon(level, priority, start)
   if level == priority then return start end
   if priority == 'low' then return math.huge end
@@ -69,13 +71,13 @@ end
 -- How many of a lane's jobs go before the horizon, of which those at it go before, too, if `is_first`.
 local function before(lane, vtime, upto, is_first)
   if upto == math.huge then return lane.waiting end
-  local steps = math.ceil((upto - vtime - EQUAL) / lane.step)
-  if is_first and math.abs(vtime + math.max(0, steps) * lane.step - upto) <= EQUAL then steps = math.max(0, steps) + 1 end
-  return math.max(0, math.min(lane.waiting, steps))
+  local steps = math.max(0, math.ceil((upto - vtime - EQUAL) / lane.step))
+  if is_first and math.abs(vtime + steps * lane.step - upto) <= EQUAL then steps = steps + 1 end
+  return math.min(lane.waiting, steps)
 end
 
--- How many tokens a lane's jobs will generate: their share of what they are charged for, and no fewer than jobs of late,
--- if they may.
+-- How many tokens a lane's jobs will generate: their share of what they are charged for, and no fewer than jobs of
+-- late, if they may.
 local function expected(lane, pace) return math.max(lane.cost * pace.yield, math.min(lane.cost, pace.per_job)) end
 
 -- How many jobs, and tokens of theirs, go before a job that has `rank` jobs of its own lane before it.
@@ -98,7 +100,8 @@ local function ahead_of(job, rank, pace)
     looks = looks + #lanes_of(job.model, level)
     for _, lane in ipairs(lanes_of(job.model, level)) do
       if lane.tenant ~= job.tenant then
-        local is_first = level == 'high' and job.priority == 'normal' or level == job.priority and lane.tenant < job.tenant
+        local is_first = level == 'high' and job.priority == 'normal'
+          or level == job.priority and lane.tenant < job.tenant
         local count = before(lane, moved[lane.tenant] or lane.vtime, upto, is_first)
         moved[lane.tenant] = (moved[lane.tenant] or lane.vtime) + count * lane.step
         jobs, tokens = jobs + count, tokens + count * expected(lane, pace)

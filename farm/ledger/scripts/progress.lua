@@ -15,8 +15,10 @@ else
 end
 local i = 7
 while i <= #ARGV do
-  local id, nonce, from, prompt_tokens, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 4])
-  local seen = redis.call('HMGET', key_job(id), 'state', 'nonce', 'losses', 'base', 'strikes', 'prompt_tokens', 'probation')
+  local id, nonce, from = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  local prompt_tokens, n = ARGV[i + 3], tonumber(ARGV[i + 4])
+  local seen = redis.call('HMGET', key_job(id),
+    'state', 'nonce', 'losses', 'base', 'strikes', 'prompt_tokens', 'probation')
   local have = redis.call('LLEN', key_out(id))
   local word = 'lost:' .. (seen[1] or '')
   if seen[1] == 'running' and seen[2] == nonce then

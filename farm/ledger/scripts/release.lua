@@ -3,7 +3,8 @@
 --   waiting_tokens, totals, and what an end touches.
 -- ARGV: worker, kind, drain 0|1, reason, wait ms, retention ms, most strikes, most losses, most retries, error as JSON,
 --   then id and nonce of each job.
---   kind: drain (nobody's fault), retry (counts as a retry, ends as failed after the last), lost (the engine died: strikes).
+--   kind: drain (nobody's fault), retry (counts as a retry, ends as failed after the last), lost (the engine
+--   died: strikes).
 -- Returns one word a job: its state afterwards, or lost.
 local worker, kind, reason = ARGV[1], ARGV[2], ARGV[4]
 local limits = {retention = tonumber(ARGV[6]), strikes = tonumber(ARGV[7]), losses = tonumber(ARGV[8])}

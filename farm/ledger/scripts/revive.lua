@@ -1,9 +1,10 @@
 -- Queue dead jobs again, each once: with no strikes or losses, at its old place, and a suspect until it gives a token.
--- Its tokens stay, so that it goes on from there, unless they are to be dropped. A deadline gets its whole span anew. The
--- tenant pays for what is generated from now on. It is let in whatever waits. Nobody's claim is good any more.
+-- Its tokens stay, so that it goes on from there, unless they are to be dropped. A deadline gets its whole span anew.
+-- The tenant pays for what is generated from now on. It is let in whatever waits. Nobody's claim is good any more.
 -- A repetition under the same token gets the same answer.
 -- Touches: job:, out:, history:, dead, kept:, kept_oldest, kept_newest, kept_jobs, kept_bytes, kept_all, finished,
---   finished_bytes, undelivered, deadlines, queue:, lanes:, vtime:, vclock:, counts:, depth:, waiting, waiting_jobs, waiting_tokens, totals, wake.
+--   finished_bytes, undelivered, deadlines, queue:, lanes:, vtime:, vclock:, counts:, depth:, waiting, waiting_jobs,
+--   waiting_tokens, totals, wake.
 -- ARGV: token of this call, drop tokens 0|1, then ids.
 -- Returns for each job: revived, else its state, or ''.
 local token, is_fresh = ARGV[1], ARGV[2] == '1'
@@ -15,9 +16,9 @@ local function revive(job)
   redis.call('ZREM', P .. 'undelivered', job.id)
   strike_result(job)
   redis.call('HDEL', key, 'finished', 'error', 'nonce')
-  redis.call('HSET', key, 'state', 'queued', 'strikes', '0', 'losses', '0', 'retries', '0', 'tries', '0', 'charged', '0',
-    'not_before', int(NOW), 'probation', '1', 'billed', is_fresh and 0 or redis.call('LLEN', key_out(job.id)),
-    'revived', int(NOW), 'revived_by', token)
+  redis.call('HSET', key, 'state', 'queued', 'strikes', '0', 'losses', '0', 'retries', '0', 'tries', '0',
+    'charged', '0', 'not_before', int(NOW), 'probation', '1',
+    'billed', is_fresh and 0 or redis.call('LLEN', key_out(job.id)), 'revived', int(NOW), 'revived_by', token)
   if is_fresh then start_over(job) end
   redis.call('PERSIST', key)
   redis.call('PERSIST', key_out(job.id))

@@ -1,6 +1,6 @@
 -- Accept jobs, all of a call's or none, or each by itself: write each once and queue it. Repeating it changes nothing.
--- Touches: job:, queue:, lanes:, vtime:, vclock:, deadlines, counts:, depth:, totals, tally, seq, wake, full, limits, waiting,
---   waiting_jobs, waiting_tokens, jobs:, rate:.
+-- Touches: job:, queue:, lanes:, vtime:, vclock:, deadlines, counts:, depth:, totals, tally, seq, wake, full, limits,
+--   waiting, waiting_jobs, waiting_tokens, jobs:, rate:.
 -- ARGV: most jobs waiting in all, most jobs and most tokens of a tenant without limits of its own ('' for any number),
 --   '1' for each by itself, what the caller has still to send after this call, which must fit too, as JSON
 --   {tenant: [jobs, tokens]}, or '';

@@ -3,8 +3,8 @@
 -- which it is full again (GCRA).
 -- Touches: limits, pace:, waiting_jobs, waiting_tokens.
 -- ARGV: what the settings say, '' for no limit: requests per s, queued jobs, queued tokens; then tenants.
--- Returns for each {1, or 0 when refused, burst or '', requests left, ms until all are there again, ms until the next one
---   is, jobs waiting, limit or '', tokens waiting, limit or ''}.
+-- Returns for each {1, or 0 when refused, burst or '', requests left, ms until all are there again, ms until the next
+--   one is, jobs waiting, limit or '', tokens waiting, limit or ''}.
 local function take(tenant, limit)
   local rate = limit('requests_per_s', ARGV[1])
   if not rate then return 1, '', 0, 0, 0 end

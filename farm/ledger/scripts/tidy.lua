@@ -1,7 +1,7 @@
 -- Forget the virtual time of tenants that are idle and would start no earlier without it. Repeating it is harmless.
--- A newcomer starts at the clock, which never falls, or at the first of a lane, which falls by no more than what is owed:
--- charged for jobs that have not ended, and perhaps paid back. A tenant without a queued job that is below all of these
--- is as good as new. (One that owes something is above what would be left of its own time.)
+-- A newcomer starts at the clock, which never falls, or at the first of a lane, which falls by no more than what is
+-- owed: charged for jobs that have not ended, and perhaps paid back. A tenant without a queued job that is below all of
+-- these is as good as new. (One that owes something is above what would be left of its own time.)
 -- And count the jobs that wait anew, unless that is much work: workers of an earlier schema do not count them.
 -- Touches: vtime:, vclock:, lanes:, owed:, weights, queue:, dispatched, delayed, job:, depth:.
 -- ARGV: model, most tenants to look at.

@@ -151,8 +151,8 @@ while left > 0 do
   if not first[1] or drop_few(first[1], is_old) == 0 then break end
 end
 
--- Where there are too many, or they are too large, the oldest of whoever has most goes first. So nobody loses any who has
--- no more than an equal share.
+-- Where there are too many, or they are too large, the oldest of whoever has most goes first. So nobody loses any who
+-- has no more than an equal share.
 local function trim(what, tenants, limit)
   while left > 0 do
     local excess = tonumber(redis.call('HGET', P .. 'kept_all', what) or 0) - limit

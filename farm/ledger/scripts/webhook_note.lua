@@ -1,5 +1,5 @@
--- Note how a call of a webhook went, and when to try again. Only the call that was made last counts, unless it succeeded;
--- a repetition finds that the call is noted.
+-- Note how a call of a webhook went, and when to try again. Only the call that was made last counts, unless it
+-- succeeded; a repetition finds that the call is noted.
 -- Touches: webhooks, hook_tenants, hook_lanes:, hooks:, hooks_waiting, job:, batch:, totals.
 -- ARGV: job:<id> or batch:<id>, lane, number of its end, the sender's token for that call, delivered | refused | retry,
 --   ms until the next try, ms after the end at which to give up, the call as JSON without its time.

@@ -1,5 +1,5 @@
--- Give a tenant a new secret for its webhooks. Those before it sign beside it until their time has passed, the latest few
--- of them. A repetition with a secret that was given changes nothing.
+-- Give a tenant a new secret for its webhooks. Those before it sign beside it until their time has passed, the latest
+-- few of them. A repetition with a secret that was given changes nothing.
 -- Touches: webhook_secrets.
 -- ARGV: tenant, the new secret, for how many seconds the one before stays, how many that were before may stay.
 -- Returns 'ok'.

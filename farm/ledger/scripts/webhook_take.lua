@@ -1,7 +1,7 @@
 -- Take webhooks that are due, for a sender that calls them now. Those of one tenant and receiver stand in one lane; one
 -- lane and one tenant get so many calls at once and no more, so that a receiver that is slow delays nobody else's.
--- Tenants have turns, and the lanes of a tenant: who was looked at goes behind the others that are due. A tenant without
--- room is passed over, however many lanes it has.
+-- Tenants have turns, and the lanes of a tenant: who was looked at goes behind the others that are due. A tenant
+-- without room is passed over, however many lanes it has.
 -- `webhooks` has every lane a minute late: a version that knows no turns lists lanes there alone, and takes from there.
 -- Who is not heard of again loses what it took after `hold`. Repeating it takes others.
 -- Touches: webhooks, hook_tenants, hook_lanes:, hooks:, hooks_waiting, job:, batch:.

@@ -36,9 +36,9 @@ local function key_files(tenant) return P .. 'files:' .. tenant end
 local function key_place(tenant, id) return P .. 'place:' .. tenant .. ':' .. id end
 
 -- The fields of a job that moves between states need, or nil when there is no such job.
-local FIELDS = {'state', 'model', 'priority', 'tenant', 'seq', 'nonce', 'attempt', 'worker', 'base', 'strikes', 'losses',
-  'retries', 'dispatch', 'claimed', 'cost', 'charged', 'deadline', 'plain', 'bytes', 'prompt_tokens', 'tries', 'not_before',
-  'probation', 'billed', 'webhook', 'schema', 'revision'}
+local FIELDS = {'state', 'model', 'priority', 'tenant', 'seq', 'nonce', 'attempt', 'worker', 'base', 'strikes',
+  'losses', 'retries', 'dispatch', 'claimed', 'cost', 'charged', 'deadline', 'plain', 'bytes', 'prompt_tokens', 'tries',
+  'not_before', 'probation', 'billed', 'webhook', 'schema', 'revision'}
 local function load(id)
   local values = redis.call('HMGET', key_job(id), unpack(FIELDS))
   if not values[1] then return nil end

@@ -1,7 +1,8 @@
 -- The results that are kept: whose they are, how old, how many and how large, and so which of them goes first.
 --
--- A tenant's stand in kept:<tenant> as id|bytes by their end. Tenants stand in kept_oldest and kept_newest by the ends of
--- these, in kept_jobs by how many they have and in kept_bytes by how large those are; kept_all has the sums of all tenants.
+-- A tenant's stand in kept:<tenant> as id|bytes by their end. Tenants stand in kept_oldest and kept_newest by the ends
+-- of these, in kept_jobs by how many they have and in kept_bytes by how large those are; kept_all has the
+-- sums of all tenants.
 
 -- Bring a tenant's places and the sums up to date, after so many results came or went.
 local function reckon(tenant, jobs, bytes)

@@ -12,8 +12,8 @@ end
 
 -- A worker or engine died with these running jobs aboard. An unproven suspect is struck alone; without one, every job
 -- with no new token is. All that got little further have a loss more, or who kills every few tokens could hide behind
--- suspects. A job is dead only for a loss that nobody else aboard can have caused: the others were proven. A worker that
--- lives and lost a job (is_alive: a claim whose answer never came) strikes nobody. Returns lines to announce.
+-- suspects. A job is dead only for a loss that nobody else aboard can have caused: the others were proven. A worker
+-- that lives and lost a job (is_alive: a claim whose answer never came) strikes nobody. Returns lines to announce.
 local function lose(jobs, reason, limits, is_alive)
   local lines, blamed, young = {}, false, 0
   for _, job in ipairs(jobs) do

@@ -33,9 +33,10 @@ local function owe(job, tokens)
   if redis.call('HINCRBY', key, job.tenant, int(tokens)) <= 0 then redis.call('HDEL', key, job.tenant) end
 end
 
--- Where a tenant starts that opens a queue. While it waits at high or normal it keeps its time. Else it starts level with
--- the first in that lane, or with the latest dispatch if that is earlier: idleness earns nothing, and a tenant that runs
--- ahead at high priority pushes nobody back. Waiting at low does not count, or one idle low job would earn credit.
+-- Where a tenant starts that opens a queue. While it waits at high or normal it keeps its time. Else it starts level
+-- with the first in that lane, or with the latest dispatch if that is earlier: idleness earns nothing, and a tenant
+-- that runs ahead at high priority pushes nobody back. Waiting at low does not count, or one idle low job
+-- would earn credit.
 local function starting_time(job)
   local own = vtime(job.model, job.tenant)
   for _, level in ipairs({'high', 'normal'}) do
