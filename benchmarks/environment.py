@@ -6,8 +6,11 @@ import os
 import sys
 from typing import Final
 
-ENGINE: Final = {"GOMP_SPINCOUNT": "1000"}
-"""As ``workers.engine.__main__`` sets it before torch is loaded: how often an idle thread looks before it sleeps."""
+from workers.visible_gpus import BUS_ORDER
+
+ENGINE: Final = {"GOMP_SPINCOUNT": "1000", "CUDA_DEVICE_ORDER": BUS_ORDER}
+"""As ``workers.engine.__main__`` sets it before torch is loaded: how often an idle thread looks before it sleeps, and
+GPUs numbered as ``nvidia-smi`` numbers them."""
 
 
 def enter(module: str) -> None:

@@ -2,6 +2,7 @@
 
 python -m benchmarks.gpu                               Bloom-7B1 in bfloat16 on cuda:0, in under ten minutes
 python -m benchmarks.gpu --farm                        through the whole farm as well
+python -m benchmarks.gpu --kv-dtype int8               with keys and values in 8 bits
 python -m benchmarks.gpu --device cpu --model small    to see that it runs, in a minute
 python -m benchmarks.gpu --docs                        write the kept figures into docs/benchmarks.md
 """
@@ -30,6 +31,7 @@ from benchmarks.workload import requests
 from farm.settings import EngineSettings, ModelSettings
 from workers.engine.bloom import Bloom
 from workers.engine.devices import named_devices
+from workers.engine.kv.eight_bits import KV_DTYPES
 from workers.engine.module_bytes import layer_token_bytes
 from workers.engine.planner import plan_shards
 
@@ -64,7 +66,7 @@ class Session:
         self.config = MODELS[options.model]
         self.dtype = DTYPES[options.dtype]
         self.items = requests(options.requests, self.config.vocab)
-        self.found = begin(options.model, self.config, self.dtype, options.device, self.items)
+        self.found = begin(options.model, self.config, self.dtype, options.kv_dtype, options.device, self.items)
         self.path: Path = options.out or path_of(self.found)
         self._started = time.perf_counter()
 
@@ -96,8 +98,8 @@ class Session:
         longest = max(options.context + SLACK + options.steps, options.prefill + 16, 400)
         slots = max(options.batch)
         device = named_devices([options.device])
-        plan = plan_shards(self.config, options.dtype, device, context=longest, slots=slots)
-        token_bytes = self.config.layers * layer_token_bytes(self.config, options.dtype)
+        plan = plan_shards(self.config, options.dtype, device, context=longest, slots=slots, kv_dtype=options.kv_dtype)
+        token_bytes = self.config.layers * layer_token_bytes(self.config, options.dtype, options.kv_dtype)
         # A CPU gives each sequence a block of a power of two tokens.
         wanted = slots * (1 << (longest - 1).bit_length()) * token_bytes
         room = plan.stages[0].kv_bytes
@@ -107,6 +109,7 @@ class Session:
             max_context=longest,
             kv_bytes=int(min(wanted, KV_SHARE * room)),
             kv_layout="paged",
+            kv_dtype=options.kv_dtype,
             prefill_budget=options.prefill,
             prefix_caching=False,
         )
@@ -157,11 +160,8 @@ def _measure_engine(session: Session, settings: EngineSettings) -> None:
             if batch * (options.context + SLACK + options.steps) > model.ready.kv_tokens:
                 session.found["left_out"][part] = f"{model.ready.kv_tokens:,} tokens fit the device"
             elif session.begin(part):
-                rows.append(
-                    parts.decode(
-                        model, config, session.dtype.itemsize, batch, options.context, options.steps, options.prefill
-                    )
-                )
+                sizes = (batch, options.context, options.steps, options.prefill)
+                rows.append(parts.decode(model, config, options.dtype, options.kv_dtype, *sizes))
                 session.keep("decode", rows)
         if session.begin("prefill"):
             session.keep("prefill", parts.prefill(model, config, options.prefill, options.prefill))
@@ -206,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", choices=MODELS, default="7b1")
     add("--device", default="cuda:0", help="cuda:N, or cpu to see that it runs")
     add("--dtype", choices=DTYPES, help="bfloat16 on a GPU, float32 on a CPU")
+    add("--kv-dtype", choices=("auto", *KV_DTYPES), default="auto", help="of keys and values; auto: as --dtype")
     add("--batch", type=int, nargs="+", help="sequences that decode at once; 1 to 128 on a GPU")
     add("--context", type=int, help="tokens of a decoding sequence; 512 on a GPU")
     add("--steps", type=int, help="decode steps that are timed; 64 on a GPU")

@@ -11,6 +11,7 @@ import torch
 
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.devices import gpu_trouble
+from workers.engine.module_bytes import ELEMENT_BYTES, layer_token_bytes
 
 _READ_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
 _SIDE = {"cuda": 8192, "cpu": 1024}
@@ -61,13 +62,15 @@ def measure_floors(device: str, dtype: torch.dtype) -> dict[str, float]:
     return asdict(Floors(stream.nbytes / read_s, 2 * side**3 / gemm_s))
 
 
-def step_bytes(config: BloomConfig, element_bytes: int, rows: int, context: float) -> float:
+def step_bytes(config: BloomConfig, dtype: str, kv_dtype: str, rows: int, context: float) -> float:
     """Bytes that one decode step can't help reading: all weights but the embedding's, and its rows' keys and values.
 
-    context: tokens of a row, on average.  The head is the embedding's matrix and is read whole.
+    kv_dtype: as in FARM_ENGINE__KV_DTYPE.  context: tokens of a row, on average.  The head is the embedding's
+    matrix and is read whole.
     """
     weights = config.layers * (12 * config.hidden**2 + 13 * config.hidden) + config.vocab * config.hidden
-    return element_bytes * (weights + rows * context * 2 * config.layers * config.hidden)
+    token_bytes = config.layers * layer_token_bytes(config, dtype, kv_dtype)
+    return ELEMENT_BYTES[dtype] * weights + rows * context * token_bytes
 
 
 def prefill_operations(config: BloomConfig, tokens: int) -> float:

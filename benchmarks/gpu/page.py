@@ -35,13 +35,15 @@ def section(found: Record, chart_path: str) -> str:
     device, model = found["device"], found["model"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     size = f", {device['bytes'] / 1e9:.0f} GB" if device["bytes"] else ""
+    kv_dtype = found.get("kv_dtype", "auto")  # a record of before the option has none
+    kept, option = (f", {kv_dtype} keys and values,", f" --kv-dtype {kv_dtype}") if kv_dtype != "auto" else ("", "")
     lines = [
-        f"### Bloom-{model['name']} in {found['dtype']} on {device['name']}{size}",
+        f"### Bloom-{model['name']} in {found['dtype']}{kept} on {device['name']}{size}",
         "",
         f"{model['parameters'] / 1e6:,.0f} M parameters, random weights; kernels: {found.get('kernels', '–')}. "
         f"CUDA {device['cuda']}; {versions}; commit {found['commit']}.",
         "",
-        f"    python -m benchmarks.gpu --model {model['name']}",
+        f"    python -m benchmarks.gpu --model {model['name']}{option}",
         "",
         _decode_table(found),
         "",

@@ -27,7 +27,7 @@ class BenchmarkFailed(FarmError):
 
 
 def decode(
-    model: Bloom, config: BloomConfig, element_bytes: int, batch: int, context: int, steps: int, budget: int
+    model: Bloom, config: BloomConfig, dtype: str, kv_dtype: str, batch: int, context: int, steps: int, budget: int
 ) -> dict[str, Any]:
     """Seconds of a step in which ``batch`` sequences of about ``context`` tokens decode, and the bytes it must read.
 
@@ -56,7 +56,7 @@ def decode(
         "context": round(mean_context),
         "step_ms": round(1000 * wall_s * batch / (after - before), 4),
         "tokens_per_s": round((after - before) / wall_s, 1),
-        "step_bytes": round(step_bytes(config, element_bytes, batch, mean_context)),
+        "step_bytes": round(step_bytes(config, dtype, kv_dtype, batch, mean_context)),
         "preemptions": engine.stats.preemptions,
     }
 

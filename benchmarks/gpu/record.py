@@ -24,13 +24,14 @@ SCRATCH = Path("build")
 Record: TypeAlias = dict[str, Any]
 
 
-def begin(name: str, config: BloomConfig, dtype: torch.dtype, device: str, items: list[Item]) -> Record:
-    """What is known before anything is measured."""
+def begin(name: str, config: BloomConfig, dtype: torch.dtype, kv_dtype: str, device: str, items: list[Item]) -> Record:
+    """What is known before anything is measured. kv_dtype: as in FARM_ENGINE__KV_DTYPE."""
     shape = {"hidden": config.hidden, "layers": config.layers, "heads": config.heads, "vocab": config.vocab}
     return {
         "benchmark": "gpu",
         "model": {"name": name, **shape, "parameters": parameters(config)},
         "dtype": str(dtype).removeprefix("torch."),
+        "kv_dtype": kv_dtype,
         "device": about(device),
         "workload": {
             "requests": len(items),
@@ -71,10 +72,11 @@ def judge(found: Record) -> None:
 
 
 def path_of(found: Record) -> Path:
-    """Where a record is kept unless somebody says otherwise: one file for each model and device."""
+    """Where a record is kept unless somebody says otherwise: one for each model, device and KV cache's dtype."""
     device = found["device"]
     slug = re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-")
-    return (SCRATCH if device["kind"] == "cpu" else FOLDER) / f"gpu-{found['model']['name']}-{slug}.json"
+    kept = "" if found["kv_dtype"] == "auto" else f"-{found['kv_dtype']}-kv"
+    return (SCRATCH if device["kind"] == "cpu" else FOLDER) / f"gpu-{found['model']['name']}-{slug}{kept}.json"
 
 
 def keep(found: Record, path: Path) -> None:

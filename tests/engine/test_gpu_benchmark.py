@@ -16,7 +16,7 @@ from benchmarks.gpu import device, page, parts
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.baseline import run_static
 from benchmarks.gpu.model import checkpoint_without_weights, open_random, save_checkpoint, transformers_model
-from benchmarks.gpu.record import judge, keep
+from benchmarks.gpu.record import judge, keep, path_of
 from benchmarks.workload import Item
 from farm.settings import EngineSettings, ModelSettings
 from tests.engine.driving import bloom, one
@@ -50,11 +50,13 @@ def test_it_runs_without_celery_and_redis(tmp_path: Path) -> None:
     """All parts but the farm's, the last line JSON, every figure positive, and the same kept in a file."""
     out = tmp_path / "found.json"
     blocked = "import sys; sys.modules.update(dict.fromkeys(['celery', 'kombu', 'redis', 'accelerate']));"
-    code = f"{blocked} from benchmarks.gpu.__main__ import main; main({[*SMALLEST, '--out', str(out)]!r})"
+    options = [*SMALLEST, "--kv-dtype", "int8", "--out", str(out)]
+    code = f"{blocked} from benchmarks.gpu.__main__ import main; main({options!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert json.loads(out.read_text()) == found
+    assert found["kv_dtype"] == "int8"
     assert [row["batch"] for row in found["decode"]] == [1, 3]
     assert all(row["share_of_floor"] > 0 and row["preemptions"] == 0 for row in found["decode"])
     assert found["engine"]["tokens"] == found["generate_static_16"]["tokens"] == found["workload"]["tokens"]
@@ -62,6 +64,17 @@ def test_it_runs_without_celery_and_redis(tmp_path: Path) -> None:
     assert all(ratio > 0 for ratio in found["ratios"].values())
     assert set(found["ratios"]) == {"batch_1_to_generate", "workload_to_static_16"}
     assert found["left_out"] == {}
+
+
+def test_keys_and_values_in_8_bits_are_told_apart() -> None:
+    """A record of --kv-dtype int8 has a file of its own, says so in the docs, and its floor counts fewer bytes."""
+    plain, small = (path_of(_record(kv_dtype=name)).name for name in ("auto", "int8"))
+    assert (plain, small) == ("gpu-7b1-made-up-gpu.json", "gpu-7b1-made-up-gpu-int8-kv.json")
+    exact, rounded = (device.step_bytes(SHAPE, "bfloat16", name, 4, 100) for name in ("auto", "int8"))
+    assert exact - rounded == 4 * 100 * SHAPE.layers * 2 * (SHAPE.hidden - 4 * SHAPE.heads)
+    said = page.section(_record(kv_dtype="int8"), "chart.svg")
+    assert "in bfloat16, int8 keys and values, on Made-up GPU" in said
+    assert "python -m benchmarks.gpu --model 7b1 --kv-dtype int8" in said
 
 
 def test_a_gpu_that_is_missing_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:
