@@ -31,7 +31,7 @@ test: check $(VENV)/.checkov  ## all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not fast and not alone"
 	$(BIN)/python -m pytest -m alone
 
-bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten minutes on two idle cores
+bench: $(VENV)/.bench  ## the benchmarks of README, each with its baselines; about ten minutes on two idle cores
 	$(BIN)/python -m benchmarks.imports
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.rest
