@@ -29,7 +29,7 @@ class Case:
     rounds: int = 3
     """Of the fast contenders; transformers has one, which takes longer than all of theirs."""
     budget_s: float = 235.0
-    """No further round is begun that would not fit: `make bench` is to end within ten minutes on two cores."""
+    """No further round is begun that would not fit: `make bench` is to take about ten minutes on two cores."""
     naive_requests: int | None = None
     """How many the naive farm gets, where all would take too long."""
 

@@ -19,6 +19,7 @@ from farm.cli.request_options import request_options, warn_of_webhook
 from farm.client import Farm
 from farm.errors import InvalidRequest
 
+EXAMPLE = '{"prompt": "Once upon a time"}'
 app = commands()
 
 
@@ -106,6 +107,8 @@ def tokens_per_s(report: BatchReport) -> float:
 
 def summary(report: BatchReport, target: Path) -> str:
     """The run in one line, and what to do about errors in another."""
+    if not report.done:
+        return f"the input has no request; a line is one, such as {EXAMPLE}"
     parts = [f"{report.succeeded:,} completed"]
     if report.failed:
         parts.append(f"{report.failed:,} failed")

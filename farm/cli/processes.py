@@ -21,6 +21,7 @@ from farm.local.environ import child_environ, with_values
 from farm.local.server import free_port
 from farm.settings import Settings, load_settings
 
+MAX_PORT = 65535
 app = commands()
 
 
@@ -84,7 +85,8 @@ def api(
         typer.Option(metavar="HOST", help="Where to listen.", show_default="FARM_API__HOST, 127.0.0.1"),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Where to listen.", show_default="FARM_API__PORT, 8000")
+        int | None,
+        typer.Option(min=0, max=MAX_PORT, metavar="PORT", help="Where to listen.", show_default="FARM_API__PORT, 8000"),
     ] = None,
     processes: Annotated[
         int | None,
@@ -122,7 +124,10 @@ def flower(
         ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Where to listen.", show_default="FARM_FLOWER__PORT, 5555")
+        int | None,
+        typer.Option(
+            min=0, max=MAX_PORT, metavar="PORT", help="Where to listen.", show_default="FARM_FLOWER__PORT, 5555"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

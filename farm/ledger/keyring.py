@@ -155,7 +155,7 @@ def check_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     """Scopes in their usual order. Raises InvalidRequest for none, or for one that does not exist."""
     wanted = set(scopes)
     for scope in sorted(wanted - set(SCOPES)):
-        raise InvalidRequest("scope", f"{scope[:60]!r} is no scope{nearest(scope, SCOPES)}; known: {', '.join(SCOPES)}")
+        raise InvalidRequest("scope", f"{scope[:60]!r} is no scope; known: {', '.join(SCOPES)}{nearest(scope, SCOPES)}")
     if not wanted:
         raise InvalidRequest("scope", f"a key without any opens nothing; give some of {', '.join(SCOPES)}")
     return tuple(scope for scope in SCOPES if scope in wanted)

@@ -199,7 +199,7 @@ def check_weight(weight: float | None) -> None:
 def check_limit(name: str, value: float | None) -> float | None:
     """A limit's value as it is kept. Raises InvalidRequest for a name that no limit has or a value out of range."""
     if name not in LIMITS:
-        raise InvalidRequest("limit", f"{name[:60]!r} is no limit{nearest(name, LIMITS)}; known: {', '.join(LIMITS)}")
+        raise InvalidRequest("limit", f"{name[:60]!r} is no limit; known: {', '.join(LIMITS)}{nearest(name, LIMITS)}")
     if value is None or value == math.inf:
         return value
     if name == "requests_per_s":

@@ -113,6 +113,14 @@ def test_a_batch_from_standard_input(url: str, tmp_path: Path) -> None:
     assert _texts(tmp_path / "out.jsonl") == {"a": text_of("x", 1)}
 
 
+def test_an_input_without_requests_is_told(url: str, tmp_path: Path) -> None:
+    """A file of blank lines is no error, and whoever gave it hears that nothing was asked."""
+    source = _write(tmp_path / "in.jsonl", "", "  ")
+    said = farm("batch", source, "-o", tmp_path / "out.jsonl", REDIS__URL=url)
+    assert said.code == 0
+    assert said.err.startswith("the input has no request; a line is one, such as {")
+
+
 def test_an_output_that_is_something_else_is_left_alone(url: str, tmp_path: Path) -> None:
     """A file that holds no answers is refused in one line, before anything is submitted."""
     source = _write(tmp_path / "in.jsonl", {"prompt": "x"})

@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from typer.main import get_group
@@ -28,6 +29,25 @@ def test_help_loads_no_driver() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_ctrl_c_while_it_loads_ends_it_quietly(tmp_path: Path) -> None:
+    """Ctrl-C before the command line is loaded ends the program with 130 and no traceback."""
+    interrupted = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "typer.py").write_text(interrupted)  # what the command line loads, with Ctrl-C at that moment
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from farm.cli.entry import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_program_is_the_command_line() -> None:
+    """What is installed as ``farm`` runs the commands, and its exit codes are theirs."""
+    code = "from farm.cli.entry import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "submt"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == USAGE
+    assert "Did you mean 'submit'?" in done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -82,6 +102,8 @@ def test_usage_reads_as_in_manuals(command: str, usage: str) -> None:
         (["submit"], "PROMPT"),
         (["submit", "x", "--max-tokens", "many"], "--max-tokens"),
         (["batch", "missing.jsonl", "-o", "out.jsonl"], "missing.jsonl"),
+        (["api", "--port", "99999"], "--port"),
+        (["flower", "--port", "-1"], "--port"),
     ],
 )
 def test_wrong_usage_is_2(args: list[str], hint: str) -> None:
