@@ -41,7 +41,7 @@ bench: $(VENV)/.bench  ## the benchmarks, each with its baselines; under ten min
 screenshots: $(VENV)/.pictures  ## the pictures of README and docs, of a farm that runs; needs Chromium
 	$(BIN)/python -m benchmarks.pictures
 
-chaos: $(VENV)/.dev  ## break a farm in every way for ten minutes, and see that it keeps docs/guarantees.md
+chaos: $(VENV)/.dev  ## break a farm in every way for a quarter of an hour, and see that it keeps docs/guarantees.md
 	$(BIN)/python -m tests.chaos --all
 
 docs: $(VENV)/.dev  ## build the documentation's site into build/docs/site; needs no network

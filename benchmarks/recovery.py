@@ -158,7 +158,7 @@ def claims_after(jobs: Jobs, ids: list[str], since_ms: float) -> list[float]:
 
     def claimed() -> list[float]:
         found = [jobs.client.hmget(keys.job(job_id), ["state", "claimed"]) for job_id in ids]
-        return [float(at) for state, at in found if state == "running" and float(at) > since_ms]
+        return [float(at) for state, at in found if state == "running" and at is not None and float(at) > since_ms]
 
     wait_for(lambda: len(claimed()) == len(ids))
     took = [(at - since_ms) / 1000 for at in claimed()]

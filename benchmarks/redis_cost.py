@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import threading
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from benchmarks import capacity
@@ -75,7 +76,7 @@ def main() -> None:
             idle_s, idle = measure(jobs, lambda: threading.Event().wait(IDLE_S))
             costs = {}
             for tokens, count in JOBS.items():
-                took_s, all_of_it = measure(jobs, lambda t=tokens, n=count: run(jobs, t, n))  # type: ignore[misc]
+                took_s, all_of_it = measure(jobs, partial(run, jobs, tokens, count))
                 costs[tokens] = all_of_it.less(replace(idle.per(idle_s), memory=0.0), took_s).per(count)
         finally:
             for worker in workers:

@@ -21,9 +21,10 @@ URL = os.environ.get("REST_BENCH_URL", "")
 async def noop(scope: Any, receive: Any, send: Any) -> None:
     """A raw ASGI app that answers."""
     if scope["type"] == "lifespan":
-        return await _lifespan(receive, send)
+        await _lifespan(receive, send)
+        return
     await send({"type": "http.response.start", "status": 200, "headers": JSON})
-    return await send({"type": "http.response.body", "body": OK})
+    await send({"type": "http.response.body", "body": OK})
 
 
 class Push:
@@ -34,16 +35,17 @@ class Push:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            return await _lifespan(receive, send)
+            await _lifespan(receive, send)
+            return
         body, more = b"", True
         while more:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
         assert self._client is not None
-        await self._client.lpush("bench", body)  # type: ignore[misc]
+        await self._client.lpush("bench", body)
         await send({"type": "http.response.start", "status": 202, "headers": JSON})
-        return await send({"type": "http.response.body", "body": OK})
+        await send({"type": "http.response.body", "body": OK})
 
 
 class Prompt(BaseModel):

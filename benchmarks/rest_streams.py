@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import psutil
@@ -89,7 +90,7 @@ async def _listen(port: int, ids: list[str], workers: Any, process: psutil.Proce
     delays: list[float] = []
     loop = asyncio.get_running_loop()
     for job_id in ids:
-        await loop.create_connection(lambda job_id=job_id: _Stream(job_id, delays), "127.0.0.1", port)
+        await loop.create_connection(partial(_Stream, job_id, delays), "127.0.0.1", port)
     workers.write(b"go\n")
     workers.flush()
     await asyncio.sleep(WARM_S)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 from celery import Celery
@@ -60,7 +61,8 @@ def main() -> None:
                 app.send_task("farm.generate", kwargs={"prompt": prompt, "max_tokens": 8}, queue="bench")
 
         def kombu_batch(prompts: list[str]) -> None:
-            with app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=256):
+            pool: Any = app.producer_pool  # its stubs lack batch
+            with pool.acquire(block=True) as producer, producer.batch(max_size=256):
                 for prompt in prompts:
                     app.send_task(
                         "farm.generate", kwargs={"prompt": prompt, "max_tokens": 8}, queue="bench", producer=producer

@@ -81,19 +81,19 @@ class Pool:
         while self.changes and self.changes[0][0] < now_s - 3600:
             self.changes.popleft()
         if target > replicas:
-            limits = []
+            most: list[int] = []
             for policy in self.up["policies"]:
                 start = replicas - self._changed(now_s, policy["periodSeconds"])
                 grown = start + policy["value"] if policy["type"] == "Pods" else start * (1 + policy["value"] / 100)
-                limits.append(math.ceil(grown))
-            return max(replicas, min(target, max(limits)))
+                most.append(math.ceil(grown))
+            return max(replicas, min(target, max(most)))
         if target < replicas:
-            limits = []
+            least: list[int] = []
             for policy in self.down["policies"]:
                 start = replicas - self._changed(now_s, policy["periodSeconds"])
                 assert policy["type"] == "Pods"
-                limits.append(start - policy["value"])
-            return min(replicas, max(target, min(limits)))
+                least.append(start - policy["value"])
+            return min(replicas, max(target, min(least)))
         return target
 
     def _changed(self, now_s: float, period_s: float) -> int:

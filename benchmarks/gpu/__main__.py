@@ -74,7 +74,7 @@ class Session:
 
     def has_time(self) -> bool:
         """Whether a further part may be begun."""
-        return self.elapsed_s < self.options.budget_s * (1 - RESERVED_S)
+        return bool(self.elapsed_s < self.options.budget_s * (1 - RESERVED_S))
 
     def begin(self, part: str) -> bool:
         """Announce a part. False, and it is left out, if there is no time for it."""

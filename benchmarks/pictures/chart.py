@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from benchmarks.pictures.run import VICTIM, Seen
 INK, QUEUE, KILL = "#7a7a7a", "#5b7fb5", "#b5433a"
 WORKERS = {"local-1": "#2f7d4f", "local-2": "#8fc1a2"}
 SPAN_S = 1.0  # over how long a pace is taken
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bloomfarm",
     "font.family": "sans-serif",

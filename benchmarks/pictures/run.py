@@ -19,7 +19,7 @@ from rich.terminal_theme import DIMMED_MONOKAI
 
 from farm import Farm
 from farm.cli.top_page import Screen, draw
-from farm.ledger.glance import Glance, Paces, glance, today
+from farm.ledger.glance import Glance, Paces, glance
 from farm.ledger.jobs import Jobs
 from farm.settings import load_settings
 from tests.commands import Up
@@ -78,7 +78,7 @@ def run(up: Up, count: int, picture: Path) -> Seen:
         tokens.append(paces.tokens_per_s)
         waiting.append(found.waiting)
         if not picture.exists() or (not seen.killed_at_s and found.ended >= DRAWN_AT * count):
-            screen = Screen(jobs.where, found, paces, today(jobs), tokens, waiting)
+            screen = Screen(jobs.where, found, paces, tokens, waiting)
             picture.write_text(terminal(screen), encoding="utf-8")
         if not seen.killed_at_s and found.ended >= KILL_AT * count:
             psutil.Process(up.ready["pids"][VICTIM]).send_signal(signal.SIGKILL)
