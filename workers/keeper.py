@@ -64,12 +64,14 @@ class Keeper:
         while not self._stopped.is_set():
             self._looked_at = time.monotonic()
             try:
+                leads = True
                 if time.monotonic() - kept_at >= keeper.tick_s:
                     kept_at = time.monotonic()
-                    if not self._keep():
-                        self._stopped.wait(keeper.lock_s / 2)
-                        continue
-                self._dispatch()
+                    leads = self._keep()
+                if not leads or not self._dispatch():
+                    # To wait for a wake-up would take it from whoever leads.
+                    self._stopped.wait(keeper.lock_s / 2)
+                    continue
                 wait_s = 0.1
                 self._stopped.wait(keeper.debounce_s)
                 self._upkeep.wait(keeper.tick_s)
@@ -92,12 +94,13 @@ class Keeper:
                 log.warning("server_short_of_memory", server=self._upkeep.jobs.where)
         return done.is_leader
 
-    def _dispatch(self) -> None:
-        while not self._stopped.is_set():
-            messages = self._upkeep.dispatch().messages
-            self._publish(messages)
-            if len(messages) < MOST:
-                return
+    def _dispatch(self) -> bool:
+        """Publish what there is room for. Returns whether this keeper leads."""
+        while True:
+            done = self._upkeep.dispatch()
+            self._publish(done.messages)
+            if len(done.messages) < MOST or self._stopped.is_set():
+                return done.is_leader
 
     def _publish(self, messages: list[Dispatch]) -> None:
         """Send one Celery message a job. What gets lost on the way goes out again: nobody will have claimed it."""

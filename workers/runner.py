@@ -154,10 +154,8 @@ class Runner:
 
     def _register(self) -> bool:
         """Make the worker known; with facts about its model once one was loaded. False: it is refused, and stops."""
-        model, facts = self._settings.model.name, None
-        if self.ready is not None:
-            ready = self.ready
-            facts = ModelFacts(model, ready.context, ready.vocab, ready.fingerprint, ready.tokenizer)
+        model, it = self._settings.model.name, self.ready
+        facts = None if it is None else ModelFacts(model, it.context, it.vocab, it.fingerprint, it.tokenizer)
         try:
             with self._telling:
                 taken = self._attempts.register(self._name, model, self.capacity, "model", facts)
@@ -212,10 +210,9 @@ class Runner:
         return [(running.claim.id, running.claim.nonce) for running in aboard]
 
     def _interval_s(self) -> float:
-        """Between two flushes, unless tokens come: those are written as they do."""
-        if not self._deck:
-            return min(self._settings.keeper.liveness_s / 3, 0.5)
-        return 2 * self._settings.lease.flush_s
+        """Between two flushes, unless tokens come: those are written as they do. Often enough to be seen to live."""
+        alive_s = min(self._settings.keeper.liveness_s / 3, 0.5)
+        return min(alive_s, 2 * self._settings.lease.flush_s) if self._deck else alive_s
 
     def _try_flush(self) -> None:
         try:
@@ -255,17 +252,14 @@ class Runner:
 
     def _conclude(self, running: Aboard) -> Ending:
         """Write the outcome that the engine gave, until the ledger has answered."""
-        final, claim = running.final, running.claim
+        final, ready = running.final, self.ready
         assert final is not None
-        assert self.ready is not None
+        assert ready is not None
         if isinstance(final, Failed) and final.retryable:
-            error = JobError(final.code, final.message, retryable=True)
-            return self._retry(claim, error)
-        outcome = outcome_of(final, self.ready.fingerprint)
+            return self._retry(running, JobError(final.code, final.message, retryable=True))
+        outcome = outcome_of(final, ready.fingerprint)
         while True:
-            if len(running.entries) - running.flushed > ENTRIES_PER_CALL:
-                self._patience.until_answered(self._flush)
-                continue
+            self._write_down(running, ENTRIES_PER_CALL)
             answer = self._patience.until_answered(lambda: self._attempts.finish(running.advance(), outcome))
             if isinstance(answer, Kept):
                 self._note_kept(running, answer.tokens)
@@ -274,6 +268,13 @@ class Runner:
                 self._note_kept(running, len(running.entries))
                 return Ending(outcome.state, "finish", outcome.error, len(running.entries))
             return Ending(None, f"already {answer.value}", found=answer)
+
+    def _write_down(self, running: Aboard, left: int) -> None:
+        """Have the ledger take a job's tokens, all but so many; none of a job that is gone."""
+        flushed = -1
+        while flushed != running.flushed < len(running.entries) - left:
+            flushed = running.flushed
+            self._patience.until_answered(self._flush)
 
     def _note_kept(self, running: Aboard, tokens: int) -> None:
         """The ledger holds so many of its tokens."""
@@ -288,9 +289,10 @@ class Runner:
             self._account.waited(e2e_s=running.total_s, time_per_output_token_s=running.time_per_output_token_s)
         log.info("job", worker=self._attempts.worker, model=self._settings.model.name, **running.facts(ending))
 
-    def _retry(self, claim: Claim, error: JobError) -> Ending:
-        """Hand the job back for another attempt, after a wait drawn with full jitter."""
-        keeper = self._settings.keeper
+    def _retry(self, running: Aboard, error: JobError) -> Ending:
+        """Hand the job back with its tokens for another attempt, after a wait drawn with full jitter."""
+        claim, keeper = running.claim, self._settings.keeper
+        self._write_down(running, 0)
         wait_s = jittered_s(claim.retries, keeper.retry_base_s, keeper.retry_cap_s)
         [state] = self._patience.until_answered(
             lambda: self._attempts.release([(claim.id, claim.nonce)], "retry", error.code, wait_s=wait_s, error=error)

@@ -47,6 +47,14 @@ def test_tokens_wait_for_others() -> None:
     assert not box.is_due(GATHER_S)
 
 
+def test_tokens_wait_no_longer_than_a_beat() -> None:
+    """However long they may wait to be written: an engine that says nothing for longer passes for one that hangs."""
+    box = Outbox(10 * BEAT_S)
+    box.add([emitted("a", 1)])
+    assert not box.is_due(BEAT_S / 2)
+    assert box.is_due(BEAT_S)
+
+
 def test_what_ends_goes_at_once_and_alone() -> None:
     """A job's end takes along all that was said of it, and leaves other jobs' tokens to wait."""
     box = Outbox(GATHER_S)

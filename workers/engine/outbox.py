@@ -12,7 +12,7 @@ class Outbox:
     """Events of each job in order, its tokens together where nothing else of it stands in between."""
 
     def __init__(self, gather_s: float) -> None:
-        """gather_s: how long tokens may wait for others."""
+        """gather_s: how long tokens may wait for others; no longer than a beat."""
         self._gather_s = gather_s
         self._events: dict[str, list[Event]] = {}
         self._ended: set[str] = set()
@@ -47,7 +47,7 @@ class Outbox:
 
     def is_due(self, silence_s: float) -> bool:
         """Whether to take all of it, so long after that was last done."""
-        return silence_s >= (self._gather_s if self._events else BEAT_S)
+        return silence_s >= (min(self._gather_s, BEAT_S) if self._events else BEAT_S)
 
     def take(self) -> list[Event]:
         """All of it; the box is empty then."""
