@@ -133,5 +133,5 @@ class Page:
     def complaints(self) -> list[str]:
         """What went wrong inside since the last time: errors of scripts, and what the content policy refused."""
         # That an answer was an error, or did not come, the browser says by itself; what the page does of it is tested.
-        entries = self.driver.get_log("browser")
-        return [one["message"] for one in entries if "Failed to load resource" not in one["message"]]
+        log: Any = self.driver.get_log
+        return [one["message"] for one in log("browser") if "Failed to load resource" not in one["message"]]

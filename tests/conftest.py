@@ -56,7 +56,9 @@ def tool(name: str, package: str, *, of: str = "Debian's package") -> Path:
     found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
         missing = f"{name} is missing: install {of} {package}"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
     return Path(found)
 
 
