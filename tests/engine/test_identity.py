@@ -11,6 +11,7 @@ from benchmarks.byte_bpe import FIRST_BYTE
 from benchmarks.workload import save_bloom, save_config
 from tests.engine import reference
 from tests.engine.driving import Said, bloom, drive
+from workers.engine import batch
 from workers.engine.checkpoint import BloomConfig
 from workers.engine.engine import Engine
 from workers.engine.protocol import Add, SamplingParams
@@ -59,6 +60,17 @@ def test_tokens_equal_generate_whatever_the_shape_and_the_order_of_arrival(
     _check(folder, adds, said)
     generated = [token for one in said.values() for token in one.ids]
     assert len(set(generated)) > len(generated) / 12, "the texts only repeat themselves: the comparison proves nothing"
+
+
+def test_tokens_equal_generate_where_rows_are_attended_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a build of torch without the operators that attend them at once."""
+    monkeypatch.setattr(batch, "decodes_at_once", lambda: False)
+    shape = SHAPES["3 heads"]
+    folder = save_bloom(tmp_path / "bloom", shape, seed=3, scale=6.0)
+    adds = _adds(_prompts(shape.vocab, 8, seed=5), random.Random(5))
+    _check(folder, adds, drive(Engine(bloom(folder, native="off"), prefill_budget=24), adds))
 
 
 LAYOUTS: dict[str, dict[str, object]] = {

@@ -1,15 +1,20 @@
-"""Packed linears and grouped attention compute what plain torch computes."""
+"""Packed linears and attention of many rows at once compute what plain torch computes."""
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from workers.engine.kernels.attention import DecodeGroups, alibi_slopes, bias_of, weigh
+from workers.engine.kernels import decode
+from workers.engine.kernels.attention import alibi_slopes, bias_of, weigh
+from workers.engine.kernels.grouping import GROUP_COST, group_rows
 from workers.engine.kernels.int8 import gelu, int8_linear, int_multiply
 from workers.engine.kernels.linear import Linear, agrees, fastest_backend
 from workers.engine.kv.arena import Arena, Block
@@ -149,29 +154,66 @@ def test_slopes_are_those_of_transformers(heads: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_grouped_decode_attention_equals_attention_row_by_row(seed: int) -> None:
-    """Whatever the blocks' sizes, and with free blocks between them."""
+def test_decode_rows_attend_as_each_would_alone(seed: int) -> None:
+    """Whatever the blocks' sizes and order, in every layer, and until one outgrows what it is padded to."""
     rng = random.Random(seed)
-    heads, head_dim = 3, 8
-    arena, cache = Arena(2048), KVCache(1, heads, head_dim, 2048, torch.float32)
-    cache.layers[0].copy_(noise(*cache.layers[0].shape, seed=seed))
-    taken = [arena.take(rng.choice([30, 60, 100, 200])) for _ in range(12)]
-    blocks = sorted((b for b in rng.sample(taken, 8) if b), key=lambda block: (block.size, block.offset))
+    heads, head_dim, layers = 3, 8, 2
+    arena, cache = Arena(4096), KVCache(layers, heads, head_dim, 4096, torch.float32)
+    for layer in range(layers):
+        cache.layers[layer].copy_(noise(*cache.layers[layer].shape, seed=10 * seed + layer))
+    taken = [arena.take(rng.choice([30, 60, 100, 200, 400])) for _ in range(12)]
+    blocks = [block for block in rng.sample(taken, 8) if block]
     lengths = [rng.randint(1, block.size) for block in blocks]
-    qkv, slopes = noise(len(blocks), heads, 3, head_dim, seed=9), alibi_slopes(heads)
-    out = torch.zeros(len(blocks), heads, head_dim)
-    groups = DecodeGroups(cache, blocks, lengths, slopes)
-    assert groups.fits(blocks, lengths)
-    assert not groups.fits(blocks[1:], lengths[1:])
-    groups.begin(torch.tensor(lengths) - 1)
-    groups.attend(0, qkv, out)
-    expected = torch.stack([_alone(cache, *row, slopes) for row in zip(blocks, lengths, qkv, strict=True)])
-    torch.testing.assert_close(out, expected)
+    slopes = alibi_slopes(heads)
+    rows = decode.DecodeRows(cache, blocks, lengths, slopes)
+    assert not rows.fits(blocks[1:], lengths[1:])
+    assert not rows.fits(blocks[::-1], lengths[::-1])
+    steps = 0
+    while rows.fits(blocks, lengths) and all(map(int.__le__, lengths, (block.size for block in blocks))):
+        rows.begin(torch.tensor(lengths) - 1)
+        for layer in range(layers):
+            qkv, out = noise(len(blocks), heads, 3, head_dim, seed=steps), torch.zeros(len(blocks) + 2, heads, head_dim)
+            rows.attend(layer, qkv, out)
+            expected = [_alone(cache, layer, *row, slopes) for row in zip(blocks, lengths, qkv, strict=True)]
+            torch.testing.assert_close(out, torch.stack([*expected, *torch.zeros(2, heads, head_dim)]))
+        lengths = [length + 1 for length in lengths]
+        steps += 1
+    assert steps > 0
 
 
-def _alone(cache: KVCache, block: Block, length: int, qkv: Tensor, slopes: Tensor) -> Tensor:
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9).map(sorted))
+def test_no_other_cut_costs_less(lengths: list[int]) -> None:
+    """Of all ways to cut rows into neighbouring groups, each padded to its longest."""
+    lengths = [32 * length for length in lengths]
+
+    def cost(groups: list[tuple[int, int]]) -> int:
+        return sum(GROUP_COST + (last - first) * lengths[last - 1] for first, last in groups)
+
+    found = group_rows(lengths)
+    assert [row for first, last in found for row in range(first, last)] == [*range(len(lengths))]
+    inner = range(1, len(lengths))
+    for cuts in itertools.chain.from_iterable(itertools.combinations(inner, count) for count in range(len(lengths))):
+        assert cost(found) <= cost(list(itertools.pairwise([0, *cuts, len(lengths)])))
+
+
+@pytest.mark.parametrize("lacking", ["sampled_addmm", "wrong numbers", None])
+def test_rows_decode_at_once_only_where_the_operators_are_right(
+    lacking: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build of torch without them, or with others, attends row by row."""
+    if lacking == "sampled_addmm":
+        monkeypatch.delattr(torch.sparse, lacking)
+    elif lacking:
+        right = torch.embedding_bag
+        monkeypatch.setattr(torch, "embedding_bag", lambda *a, **k: (2 * right(*a, **k)[0],))
+    decode.decodes_at_once.cache_clear()
+    assert decode.decodes_at_once() is (lacking is None)
+    decode.decodes_at_once.cache_clear()
+
+
+def _alone(cache: KVCache, layer: int, block: Block, length: int, qkv: Tensor, slopes: Tensor) -> Tensor:
     """Attention of one row, [heads, head_dim], written out."""
-    keys, values = cache.read(0, block, 1, length)  # [heads, length, head_dim]
+    keys, values = cache.read(layer, block, length)  # [heads, length, head_dim]
     scores = (keys @ qkv[:, 0, :, None])[..., 0] / qkv.shape[-1] ** 0.5
     scores += slopes[:, None] * (torch.arange(length) - (length - 1))
     return (scores.softmax(-1)[:, None] @ values)[:, 0]

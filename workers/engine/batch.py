@@ -1,6 +1,6 @@
 """A step over contiguous blocks as tensors: which rows are whose, where their keys go, what they attend to.
 
-Made anew each step; decode rows keep their grouping while the same blocks decode. Stands between the layout, which
+Made anew each step; decode rows stay prepared while the same blocks decode. Stands between the layout, which
 knows no tensors, and the stage, which knows no sequences.
 """
 
@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from workers.engine.kernels.attention import DecodeGroups, alibi_slopes, attend_chunk, bias_of
+from workers.engine.kernels.attention import alibi_slopes, attend_chunk, bias_of
+from workers.engine.kernels.decode import DecodeRows, decodes_at_once
 from workers.engine.kv.arena import Block
 from workers.engine.kv.cache import KVCache
 from workers.engine.layout import Layout, Span
@@ -48,7 +49,7 @@ class ContiguousBatch:
         ids: Tensor,
         sampled: Tensor,
         rows: Tensor,
-        decodes: DecodeGroups | None,
+        decodes: DecodeRows | None,
         chunks: list[_Chunk],
     ) -> None:
         self.ids = ids
@@ -68,7 +69,7 @@ class ContiguousBatch:
 
 
 class _Chunk:
-    """One prompt chunk's rows and its bias, the same for all layers."""
+    """Consecutive rows of one sequence and their bias, the same for all layers."""
 
     def __init__(self, span: Span, first: int, slopes: Tensor) -> None:
         self._span = span
@@ -84,16 +85,20 @@ class _Chunk:
 
 
 class Batcher:
-    """Makes batches, and keeps the decode rows' groups from step to step while they hold."""
+    """Makes batches, and keeps decode rows prepared from step to step while that holds.
+
+    Where decode rows can't be attended at once, as in 16 bits, each is attended by itself, as a chunk of one row.
+    """
 
     def __init__(self, cache: KVCache, slopes: Tensor | None = None) -> None:
         """slopes: of the cache's heads, where these are not all of the model's."""
         self._cache = cache
         self._slopes = alibi_slopes(cache.heads) if slopes is None else slopes
-        self._groups: DecodeGroups | None = None
+        self._at_once = cache.dtype is torch.float32 and decodes_at_once()
+        self._decodes: DecodeRows | None = None
 
     def batch(self, layout: Layout) -> ContiguousBatch:
-        """Turn a layout into tensors. Its decode rows are in the order of their blocks, as groups want them."""
+        """Turn a layout into tensors."""
         spans = layout.spans
         where = torch.tensor([(block.offset, block.size, span.start) for span in spans for block in (_block(span),)])
         offsets, sizes, positions = where.unbind(1)
@@ -103,23 +108,23 @@ class Batcher:
             within = torch.arange(len(layout.ids)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
             positions = starts + within
         rows = self._cache.rows(offsets, sizes, positions)
-        decodes = layout.decodes
-        ids = layout.ids + [0] * (-len(layout.ids) % PAD) if len(spans) > decodes else layout.ids
-        first, chunks = decodes, []
-        for span in spans[decodes:]:
+        ids = layout.ids + [0] * (-len(layout.ids) % PAD) if len(spans) > layout.decodes else layout.ids
+        at_once = layout.decodes if self._at_once else 0
+        decodes = self._prepared(spans[:at_once], positions[:at_once]) if at_once else None
+        first, chunks = at_once, []
+        for span in spans[at_once:]:
             chunks.append(_Chunk(span, first, self._slopes))
             first += span.count
-        groups = self._grouped(spans[:decodes], positions[:decodes]) if decodes else None
         sampled = torch.tensor(layout.sampled, dtype=torch.int64)
-        return ContiguousBatch(self._cache, torch.tensor(ids), sampled, rows, groups, chunks)
+        return ContiguousBatch(self._cache, torch.tensor(ids), sampled, rows, decodes, chunks)
 
-    def _grouped(self, spans: list[Span], positions: Tensor) -> DecodeGroups:
-        """The groups of these decode rows, with this step's bias."""
+    def _prepared(self, spans: list[Span], positions: Tensor) -> DecodeRows:
+        """These decode rows, with this step's bias."""
         blocks, lengths = [_block(span) for span in spans], [span.start + 1 for span in spans]
-        if self._groups is None or not self._groups.fits(blocks, lengths):
-            self._groups = DecodeGroups(self._cache, blocks, lengths, self._slopes)
-        self._groups.begin(positions)
-        return self._groups
+        if self._decodes is None or not self._decodes.fits(blocks, lengths):
+            self._decodes = DecodeRows(self._cache, blocks, lengths, self._slopes)
+        self._decodes.begin(positions)
+        return self._decodes
 
 
 def _block(span: Span) -> Block:

@@ -6,9 +6,8 @@ Knows no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from workers.engine.kv.arena import Block
 from workers.engine.kv.manager import Change
 from workers.engine.scheduler import Step
 from workers.engine.sequence import Pages, Place, Sequence
@@ -39,11 +38,6 @@ class Layout:
     unknown: list[int] = field(default_factory=list)
 
 
-def in_memory_order(step: Step) -> Step:
-    """The same step with its decode rows sorted by size and place of their blocks: neighbours attend together."""
-    return replace(step, decodes=sorted(step.decodes, key=_place))
-
-
 def lay_out(step: Step) -> Layout:
     """Turn the step that was just scheduled into rows, in its own order."""
     positions = [sequence.computed + sequence.in_flight - 1 for sequence in step.decodes]
@@ -66,8 +60,3 @@ def _held(sequence: Sequence) -> Place:
     place = sequence.place
     assert place is not None
     return Pages([*place.table]) if isinstance(place, Pages) else place
-
-
-def _place(sequence: Sequence) -> tuple[int, int]:
-    place = sequence.place
-    return (place.size, place.offset) if isinstance(place, Block) else (0, 0)

@@ -1,7 +1,6 @@
 """Who holds which part of the KV cache: blocks of a power of two tokens, split and merged as buddies.
 
-A block is contiguous, so attention reads it without a table; neighbouring blocks of one size form a batch. Counts
-tokens and knows no tensors.
+A block is contiguous, so attention reads it without a table. Counts tokens and knows no tensors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keys and values of all sequences: one flat buffer per layer, each block of the arena contiguous and head-major.
 
 Who holds which block is ``arena``'s affair. A block of ``size`` tokens at ``offset`` is [heads, size, head_dim] at rows
-``offset * heads`` and on, so neighbouring blocks of one size read as [blocks * heads, size, head_dim] without a copy.
+``offset * heads`` and on.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class KVCache:
         """Reserve the memory. Zeros, since masked positions are read too and must hold finite numbers."""
         self.heads = heads
         self.head_dim = head_dim
+        self.dtype = dtype
         self.layers = [torch.zeros(2, kv_tokens * heads, head_dim, dtype=dtype) for _ in range(layers)]
         self._flat = [layer.view(-1, head_dim) for layer in self.layers]
         # Row of each head's keys, and of its values, in the flat buffer.
@@ -35,12 +36,10 @@ class KVCache:
         """Store keys and values of new tokens. kv: [tokens, heads, 2, head_dim]."""
         self._flat[layer].index_put_((rows,), kv)
 
-    def read(self, layer: int, block: Block, blocks: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of neighbouring blocks, each [blocks * heads, length, head_dim], views."""
-        first, count = block.offset * self.heads, blocks * self.heads
-        buffer = self.layers[layer][:, first : first + count * block.size]
-        both = buffer.view(2, count, block.size, self.head_dim)[:, :, :length]
-        return both[0], both[1]
+    def read(self, layer: int, block: Block, length: int) -> tuple[Tensor, Tensor]:
+        """A block's first keys and values, each [heads, length, head_dim], views."""
+        keys, values = self._head_major(self.layers[layer], block)[:, :, :length]
+        return keys, values
 
     def apply(self, changes: list[Change]) -> None:
         """Copy and clear keys and values, in order, in all layers."""
