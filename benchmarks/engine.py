@@ -76,10 +76,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     tokens = sum(item.max_tokens for item in items)
     runs: dict[str, Callable[[], Any]] = {
         "engine": lambda: run_engine(ours, items, settings.prefill_budget),
-        "static_16": lambda: run_static(theirs, items, STATIC_BATCH),
+        "static_16": lambda: _run_baseline(theirs, items, STATIC_BATCH, options.threads),
     }
     if not options.skip_one_by_one:
-        runs["one_by_one"] = lambda: run_static(theirs, items, 1)
+        runs["one_by_one"] = lambda: _run_baseline(theirs, items, 1, options.threads)
     run_engine(ours, items, settings.prefill_budget)
     run_static(theirs, items[:2], 2)
     best: dict[str, tuple[float, float]] = {}
@@ -117,6 +117,16 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "machine": {**machine(), "torch": torch.__version__},
         "commit": commit(),
     }
+
+
+def _run_baseline(model: Any, items: list[Item], batch: int, threads: int) -> Outputs:
+    """With all threads: where the engine has kernels of its own, it leaves torch only one."""
+    left = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return run_static(model, items, batch)
+    finally:
+        torch.set_num_threads(left)
 
 
 if __name__ == "__main__":
