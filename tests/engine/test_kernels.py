@@ -156,6 +156,7 @@ def test_slopes_are_those_of_transformers(heads: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_decode_rows_attend_as_each_would_alone(seed: int) -> None:
     """Whatever the blocks' sizes and order, in every layer, and until one outgrows what it is padded to."""
+    assert decode.decodes_at_once()
     rng = random.Random(seed)
     heads, head_dim, layers = 3, 8, 2
     arena, cache = Arena(4096), KVCache(layers, heads, head_dim, 4096, torch.float32)
