@@ -203,11 +203,8 @@ class Runner:
 
     def _interrupt(self, ending: Ending, life: EngineProcess | None = None) -> list[tuple[str, str]]:
         """Settle every job that the engine has not ended, or those of one life. Returns (id, nonce) of each."""
-        aboard = [running for running in self._deck.all() if not running.settled.is_set()]
-        aboard = [running for running in aboard if life is None or running.life is life]
-        for running in aboard:
-            running.settle(ending=ending)
-        return [(running.claim.id, running.claim.nonce) for running in aboard]
+        aboard = [running for running in self._deck.all() if life is None or running.life is life]
+        return [(running.claim.id, running.claim.nonce) for running in aboard if running.settle(ending=ending)]
 
     def _interval_s(self) -> float:
         """Between two flushes, unless tokens come: those are written as they do. Often enough to be seen to live."""
@@ -233,11 +230,9 @@ class Runner:
         for running, kept in zip(aboard, words, strict=True):
             if kept.word != "lost":
                 self._note_kept(running, kept.tokens)
-            elif not running.settled.is_set():
+            elif running.settle(ending=Ending(None, "lost", found=kept.state)) and engine is not None:
                 # Cancelled, expired, or given to another after our lease ended.
-                if engine is not None:
-                    engine.send(Cancel(running.claim.nonce))
-                running.settle(ending=Ending(None, "lost", found=kept.state))
+                engine.send(Cancel(running.claim.nonce))
         if self._deck.end_trial():
             self.on_open()
         # One that has never served is made known when it fails, so that people can see why.
