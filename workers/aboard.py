@@ -52,6 +52,7 @@ class Aboard:
     ttft_s: float | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     settled: threading.Event = field(default_factory=threading.Event)
+    _settling: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
     def of(cls, claim: Claim) -> Aboard:
@@ -88,11 +89,14 @@ class Aboard:
             "total_s": round(self.total_s, 3),
         }
 
-    def settle(self, *, final: Finished | Failed | None = None, ending: Ending | None = None) -> None:
-        """Decide how it ends, once."""
-        if not self.settled.is_set():
+    def settle(self, *, final: Finished | Failed | None = None, ending: Ending | None = None) -> bool:
+        """Decide how it ends. False: another thread had already."""
+        with self._settling:
+            if self.settled.is_set():
+                return False
             self.final, self.ending = final, ending
             self.settled.set()
+            return True
 
     def take(self, event: Event) -> None:
         """Take in what the engine says of it."""

@@ -1,6 +1,6 @@
 """The engine process as its worker sees it: started, spoken to, watched, killed.
 
-It runs ``python -m workers.engine`` on one end of a socket pair. What it says goes to ``on_message``; when it ends, or
+It runs ``python -m workers.engine`` on one end of a socket pair. What it says goes to ``on_report``; when it ends, or
 has work and finishes no step within the watchdog, ``on_lost`` is told once. It never outlives this process: its end of
 the pair closes with ours. It knows no job, and starts nothing again: ``workers.lives`` does.
 """
@@ -54,7 +54,6 @@ class EngineProcess:
         self._connection: Connection | None = None
         self._seen_at = time.monotonic()
         self._steps = -1
-        self._has_work = False
 
     @property
     def pid(self) -> int | None:
@@ -150,7 +149,6 @@ class EngineProcess:
                 # A beat without a new step is a sign of life only from an engine with nothing to do.
                 if message.steps != self._steps or not (message.running or message.waiting):
                     self._steps, self._seen_at = message.steps, time.monotonic()
-                self._has_work = bool(message.running or message.waiting)
                 self._on_report(message)
         except (EOFError, OSError):
             pass

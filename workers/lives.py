@@ -12,6 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from farm.errors import EngineLost, ModelRefused
+from farm.logs import log_defect
 from farm.settings import EngineSettings
 from workers.account import Account
 from workers.deaths import Deaths
@@ -90,6 +91,9 @@ class Lives:
                     self._note_death(str(error))
                     log.warning("engine_start_failed", error=str(error), deaths=self._deaths.count)
                 continue
+            except Exception:
+                engine.kill()
+                raise
             if self._deaths.needs_test and not self._passes_test(engine):
                 continue
             with self._lock:
@@ -97,7 +101,7 @@ class Lives:
                     continue
                 self.serving = engine
             log.info("engine_ready", kernels=ready.kernels, slots=ready.slots, load_s=round(ready.load_s, 2))
-            self._on_ready(engine, ready)
+            self._make_known(engine, ready)
             return
 
     def gave_token(self) -> None:
@@ -119,6 +123,19 @@ class Lives:
         engine, self.serving = self.serving, None
         if engine is not None:
             engine.kill()
+
+    def _make_known(self, engine: EngineProcess, ready: Ready) -> None:
+        """Tell of an engine that serves. One that can't be told of serves no more."""
+        try:
+            self._on_ready(engine, ready)
+        except Exception:
+            with self._lock:
+                has_ended = self.serving is not engine
+                if not has_ended:
+                    self.serving = None
+            engine.kill()
+            if not has_ended:  # else whoever noticed its end starts the next one
+                raise
 
     def _passes_test(self, engine: EngineProcess) -> bool:
         """Have it generate a token for no job. False when it can't, died of it, or hung and was killed."""
@@ -166,3 +183,7 @@ class Lives:
                 # It was served until now: a GPU gives the memory back a moment after its process is gone.
                 self._note_death(f"refused: {error}")
                 log.warning("engine_refused", error=str(error), deaths=self._deaths.count)
+            except Exception as error:
+                # Nobody else starts engines: the worker would live on without one.
+                self._note_death(f"{type(error).__name__} at its start; see the log")
+                log_defect(log, "engine_not_started", error)

@@ -117,8 +117,7 @@ class Runner:
             engine = self.lives.serving
             if engine is not None and not engine.halt(min(HALT_S, drain_s / 4)):
                 log.warning("drained_without_engine", limit_s=min(HALT_S, drain_s / 4))
-            self._try_flush()
-            self._hand_back(self._interrupt(Ending(JobState.QUEUED, "drain")), "drain", "drain")
+            self._hand_back("drain", "drain")
             self.drained.set()
 
     def stop(self) -> None:
@@ -188,11 +187,15 @@ class Runner:
         with self._lock:
             if self.lives.serving is None:
                 self._is_registered.clear()
-        self._try_flush()
-        self._hand_back(self._interrupt(Ending(JobState.QUEUED, reason), engine), "lost", reason)
+        self._hand_back("lost", reason, engine)
 
-    def _hand_back(self, held: list[tuple[str, str]], kind: ReleaseKind, reason: str) -> None:
-        """Release jobs until the server has answered; else their leases end."""
+    def _hand_back(self, kind: ReleaseKind, reason: str, life: EngineProcess | None = None) -> None:
+        """Release all jobs, or those of one life, with what was generated, once the server answers.
+
+        If it does not, their leases end, and what was not written is generated again.
+        """
+        self._save()
+        held = self._interrupt(Ending(JobState.QUEUED, reason), life)
         try:
             self._patience.until_answered(
                 lambda: self._attempts.release(held, kind, reason, draining=self._draining.is_set())
@@ -203,20 +206,17 @@ class Runner:
 
     def _interrupt(self, ending: Ending, life: EngineProcess | None = None) -> list[tuple[str, str]]:
         """Settle every job that the engine has not ended, or those of one life. Returns (id, nonce) of each."""
-        aboard = [running for running in self._deck.all() if not running.settled.is_set()]
-        aboard = [running for running in aboard if life is None or running.life is life]
-        for running in aboard:
-            running.settle(ending=ending)
-        return [(running.claim.id, running.claim.nonce) for running in aboard]
+        aboard = [running for running in self._deck.all() if life is None or running.life is life]
+        return [(running.claim.id, running.claim.nonce) for running in aboard if running.settle(ending=ending)]
 
     def _interval_s(self) -> float:
         """Between two flushes, unless tokens come: those are written as they do. Often enough to be seen to live."""
         alive_s = min(self._settings.keeper.liveness_s / 3, 0.5)
         return min(alive_s, 2 * self._settings.lease.flush_s) if self._deck else alive_s
 
-    def _try_flush(self) -> None:
+    def _save(self) -> None:
         try:
-            self._flush()
+            self._patience.until_answered(self._flush)
         except ServerUnreachable as error:
             log.warning("not_flushed", error=str(error))
         except Exception as error:
@@ -233,11 +233,9 @@ class Runner:
         for running, kept in zip(aboard, words, strict=True):
             if kept.word != "lost":
                 self._note_kept(running, kept.tokens)
-            elif not running.settled.is_set():
+            elif running.settle(ending=Ending(None, "lost", found=kept.state)) and engine is not None:
                 # Cancelled, expired, or given to another after our lease ended.
-                if engine is not None:
-                    engine.send(Cancel(running.claim.nonce))
-                running.settle(ending=Ending(None, "lost", found=kept.state))
+                engine.send(Cancel(running.claim.nonce))
         if self._deck.end_trial():
             self.on_open()
         # One that has never served is made known when it fails, so that people can see why.

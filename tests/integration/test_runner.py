@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import redis
@@ -15,6 +16,7 @@ from farm.contracts import JobState, parse_request
 from farm.ledger.attempts import ENTRIES_PER_CALL, Attempts, Claim
 from farm.ledger.jobs import Jobs
 from farm.ledger.upkeep import Upkeep
+from farm.local.server import EmbeddedServer
 from farm.settings import load_settings
 from tests.conftest import wait_until
 from workers import lives
@@ -28,9 +30,16 @@ class ToldEngine:
 
     says: Callable[[str], list[Event]]
     silent_s = 0.0
+    end = "was ended by SIGKILL"
 
-    def __init__(self, _settings: object, on_report: Callable[[Report], None], _on_lost: object) -> None:
+    def __init__(
+        self,
+        _settings: object,
+        on_report: Callable[[Report], None],
+        on_lost: Callable[[ToldEngine, str], None],
+    ) -> None:
         self._on_report = on_report
+        self._on_lost = on_lost
 
     def start(self) -> Ready:
         return Ready(slots=4, context=9_000, kv_tokens=9_000, vocab=8, fingerprint="f", load_s=0.0, tokenizer="")
@@ -45,6 +54,9 @@ class ToldEngine:
 
     def kill(self) -> None:
         """Nothing to end."""
+
+    def die(self) -> None:
+        self._on_lost(self, "engine_died")
 
 
 def emitted(nonce: str, tokens: int) -> Emitted:
@@ -130,3 +142,38 @@ def test_a_retry_goes_on_from_the_last_token(jobs: Jobs, monkeypatch: pytest.Mon
         assert (len(view.token_ids), [past.tokens for past in view.history]) == (3, [3])
         tokens = runner.lives.account.read().tokens
         assert (tokens["generated"], tokens["lost"]) == (3, 0)
+
+
+def test_tokens_outlive_an_engine_that_dies_while_the_server_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the worker had from the engine is written when the server is back, before the job is handed back."""
+    server = EmbeddedServer(tmp_path / "server")
+    server.start()
+    jobs = Jobs(load_settings(redis={"url": server.url}))
+
+    def says(nonce: str) -> list[Event]:
+        if nonce == lives.TEST.id:
+            return [Finished(nonce, "length")]
+        server.kill()
+        return [emitted(nonce, 3)]
+
+    with running(jobs, monkeypatch, says) as runner:
+        claim = claimed(jobs)
+        thread, endings = started(runner, claim)
+        wait_until(lambda: not runner.beat.is_answered, why="the worker to miss the server")
+        engine = runner.lives.serving
+        assert isinstance(engine, ToldEngine)
+        death = threading.Thread(target=engine.die)
+        death.start()
+        thread.join(0.5)
+        assert endings == [], "its tokens are nowhere else"
+        server.start()
+        for one in (death, thread):
+            one.join(10)
+        assert endings == [Ending(JobState.QUEUED, "engine_died")]
+        assert len(jobs.view(claim.id).token_ids) == 3
+        tokens = runner.lives.account.read().tokens
+        assert (tokens["generated"], tokens["lost"]) == (3, 0)
+    jobs.client.close()
+    server.stop()

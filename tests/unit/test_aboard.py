@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import pytest
 
-from farm.contracts import Request
+from farm.contracts import JobState, Request
 from farm.ledger.attempts import Claim
-from workers.aboard import Aboard
+from workers.aboard import Aboard, Ending
 from workers.engine.protocol import Failed, Finished
 
 pytestmark = pytest.mark.fast
@@ -33,3 +36,35 @@ def test_the_time_of_a_token_is_that_between_two(received: int, final: Finished 
     running = aboard(received)
     running.settle(final=final)
     assert running.time_per_output_token_s == (None if mean_s is None else pytest.approx(mean_s))
+
+
+class Crowded(threading.Event):
+    """An event that two threads look at together, if they can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._together = threading.Barrier(2)
+
+    def is_set(self) -> bool:
+        seen = super().is_set()
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self._together.wait(0.2)
+        return seen
+
+
+def test_one_alone_decides_how_a_job_ends() -> None:
+    """The engine's reader, the beat and a drain may end a job at once: the first decides, and the others hear so."""
+    running = aboard(0)
+    running.settled = Crowded()
+    final, ending = Finished("job", "length"), Ending(JobState.QUEUED, "drain")
+    won: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: won.append(running.settle(final=final))),
+        threading.Thread(target=lambda: won.append(running.settle(ending=ending))),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == [False, True]
+    assert (running.final is None) != (running.ending is None)

@@ -68,13 +68,19 @@ class Watched(Lives):
 
     def __init__(self) -> None:
         self.ready: list[object] = []
+        self.mistakes: list[Exception] = []
         self.lost: list[object] = []
         super().__init__(
             SETTINGS,
             on_report=lambda _: None,
-            on_ready=lambda engine, _: self.ready.append(engine),
+            on_ready=self._hear,
             on_lost=lambda engine, _: self.lost.append(engine),
         )
+
+    def _hear(self, engine: object, _ready: Ready) -> None:
+        if self.mistakes:
+            raise self.mistakes.pop()
+        self.ready.append(engine)
 
 
 @pytest.fixture
@@ -172,6 +178,20 @@ def test_a_machine_without_room_for_a_process_is_tried_again(watched: Watched) -
     wait_until(lambda: watched.serving is Scripted.all[-1], why="an engine that serves")
     assert watched.total_deaths == 2
     assert Scripted.all[1].is_killed
+
+
+def test_whatever_goes_wrong_another_engine_is_started(watched: Watched) -> None:
+    """A mistake of ours in a start, or in making its engine known, ends that engine and not the worker's last hope."""
+    watched.start()
+    Scripted.script = [ValueError("no message")]
+    watched.mistakes = [KeyError("no such field")]
+    Scripted.all[0].die()
+    wait_until(lambda: len(watched.ready) == 2, why="an engine that is made known")
+    assert len(Scripted.all) == 4
+    assert watched.serving is Scripted.all[3]
+    assert all(engine.is_killed for engine in Scripted.all[1:3])
+    assert watched.total_deaths == 3
+    assert "no such field" not in watched.trouble
 
 
 def test_a_model_that_is_refused_at_first_is_not_served(watched: Watched) -> None:
