@@ -16,6 +16,7 @@ from farm import Farm
 from farm.batch import run_batch
 from farm.batch_file import Answers, OutputUnusable
 from farm.batch_report import BatchReport
+from farm.errors import InvalidRequest
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings
 from tests.conftest import wait_until
@@ -168,7 +169,7 @@ def test_a_file_of_something_else_is_left_alone(farm: Farm, source: Path, target
         with pytest.raises(OutputUnusable, match=r"choose another"):
             run_batch(farm, source, target)
         assert target.read_bytes() == content
-    with pytest.raises(OutputUnusable, match=r"is the input"):
+    with pytest.raises(InvalidRequest, match=r"is the input"):
         run_batch(farm, source, source)
 
 

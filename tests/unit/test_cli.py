@@ -115,6 +115,25 @@ def test_wrong_usage_is_2(args: list[str], hint: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (["submit", "a\udcff"], "PROMPT"),
+        (["submit", "x", "--idempotency-key", "\udcff"], "--idempotency-key"),
+        (["submit", "x", "--stop", "y", "--stop", "\udcff"], "--stop"),
+        (["status", "\udcff"], "JOB"),
+        (["wait", "x", "\udcff"], "JOB"),
+        (["cancel", "\udcff"], "JOB"),
+        (["dead", "retry", "\udcff"], "JOB"),
+        (["batch", "\udcff", "-o", "out.jsonl"], "IN.jsonl"),
+    ],
+)
+def test_a_word_that_is_no_text_is_2(args: list[str], name: str) -> None:
+    """A byte on the command line that is not UTF-8 is refused by the name of what it was given for."""
+    said = farm(*args, REDIS__URL="redis://127.0.0.1:1")
+    assert (said.code, said.err) == (2, f"farm: {name}: is not UTF-8 text; convert it\n")
+
+
+@pytest.mark.parametrize(
     ("module", "command"), [("workers", "farm worker"), ("api", "farm api"), ("farm.flower", "farm flower")]
 )
 def test_programs_that_settings_set_up_give_help(module: str, command: str) -> None:
@@ -133,6 +152,13 @@ def test_misspelt_setting_is_2() -> None:
     said = farm("status", REDSI__URL="redis://x")
     assert said.code == 2
     assert said.err == "farm: FARM_REDSI__URL is not a setting; did you mean 'FARM_REDIS__URL'?\n"
+
+
+def test_a_state_folder_whose_name_is_no_text_is_2() -> None:
+    """The state folder's name is written into notes and passed on, so it has to be text."""
+    said = farm("status", LOCAL__STATE_DIR="\udcff")
+    assert said.code == 2
+    assert said.err.endswith("give a folder whose name is UTF-8 text\n")
 
 
 def test_codes_follow_errors() -> None:
