@@ -15,7 +15,7 @@ from farm.cli.exits import FAILED, UNREACHABLE, USAGE, code_of
 from farm.cli.main import COMMANDS
 from farm.cli.output import duration
 from farm.errors import InvalidRequest, JobFailed, ServerUnreachable, SettingsError
-from tests.commands import farm
+from tests.commands import FARM, environ, farm
 
 pytestmark = pytest.mark.fast
 
@@ -145,6 +145,44 @@ def test_programs_that_settings_set_up_give_help(module: str, command: str) -> N
     wrong = subprocess.run([*program, "--name", "w"], capture_output=True, text=True, check=False, timeout=60)
     assert wrong.returncode == 2
     assert f"{command} --help" in wrong.stderr
+
+
+def test_a_closed_stream_is_no_traceback() -> None:
+    """Standard input that a caller closed holds nothing, and what goes to a closed output is dropped."""
+    for closed in ("<&-", ">&-"):
+        command = f'"$@" {closed}'
+        done = subprocess.run(
+            ["sh", "-c", command, "sh", *FARM, "wait", "-"],
+            env=environ(REDIS__URL="redis://127.0.0.1:1"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr[:10]) == (2, "farm: JOB:")
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *FARM, "plan", "--json"],
+        env=environ(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_that_lacks_a_character_is_no_traceback() -> None:
+    """Where only ASCII can be written, other characters are escapes."""
+    code = "from farm.cli import main; main.app = lambda **_: print('\\u2581'); main.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environ(), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u2581\n", b"")
 
 
 def test_misspelt_setting_is_2() -> None:
