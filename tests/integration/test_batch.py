@@ -173,6 +173,13 @@ def test_a_file_of_something_else_is_left_alone(farm: Farm, source: Path, target
         run_batch(farm, source, source)
 
 
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
+def test_an_output_that_is_no_file_is_refused(device: str) -> None:
+    """What can't be read again, or has no end, is not read in search of answers."""
+    with pytest.raises(OutputUnusable, match=r"no ordinary file"):
+        Answers(Path(device))
+
+
 def test_one_batch_at_a_time_writes_a_file(farm: Farm, source: Path, target: Path) -> None:
     """A second batch on the same output is refused."""
     write(source, short(1))
