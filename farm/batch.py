@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import BinaryIO, TypeVar
 
-from farm.batch_file import Answers, OutputUnusable, Standing
+from farm.batch_file import Answers, Standing
 from farm.batch_lines import DUPLICATE_ID, ID, Line, answer, is_retryable, numbered_lines, parse_line, refusal
 from farm.batch_report import BatchReport
 from farm.client import Farm
@@ -65,7 +65,7 @@ def run_batch(
     on_progress: called after each round, and every second between.
     A bad line gets an error in its place. Outages are waited out, however long, and mentioned to ``on_notice``.
     An interrupt leaves a target to go on from; jobs in flight run on.
-    Raises OutputUnusable, InvalidRequest (window), OSError.
+    Raises InvalidRequest (window; a target that is the source), OutputUnusable, OSError.
     """
     if window < 1:
         raise InvalidRequest("window", f"{window} is out of range; give 1 or more jobs in flight")
@@ -88,7 +88,7 @@ def _opened(source: Path | str, target: Path) -> Iterator[tuple[BinaryIO, int | 
         return
     path = Path(source)
     if target.exists() and path.samefile(target):
-        raise OutputUnusable(f"{target} is the input; choose another output file")
+        raise InvalidRequest("output", f"{target} is the input; choose another output file")
     with path.open("rb") as file:
         yield file, _count_lines(path) if path.is_file() and path.stat().st_size <= COUNTED_BYTES else None
 

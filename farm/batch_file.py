@@ -111,8 +111,6 @@ class Answers:
         """Put a copy without retryable errors in the file's place; after a crash it is the old one or the new."""
         place = self._path.resolve()
         before = os.fstat(self._file)
-        if not stat.S_ISREG(before.st_mode):
-            raise OutputUnusable(f"{self._path} is no ordinary file; errors can't be taken out of it")
         copy, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
         try:
             fcntl.flock(copy, fcntl.LOCK_EX)
@@ -184,6 +182,9 @@ def _open_locked(path: Path) -> int:
     """The file, for this process alone. Raises OutputUnusable, OSError."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(file).st_mode):  # a device may have no end, and a pipe can't be read again
+            os.close(file)
+            raise OutputUnusable(f"{path} is no ordinary file; choose one, which a later run can read")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

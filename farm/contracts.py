@@ -130,11 +130,8 @@ class Request(BaseModel):
             raise InvalidRequest(
                 "prompt", f"holds {len(self.prompt):,} items, more than {MAX_PROMPT_CHARS:,}; shorten it"
             )
-        if isinstance(self.prompt, str):
-            try:
-                self.prompt.encode()
-            except UnicodeEncodeError:
-                raise InvalidRequest("prompt", HALF_PAIR) from None
+        if isinstance(self.prompt, str) and not is_text(self.prompt):
+            raise InvalidRequest("prompt", HALF_PAIR)
         if self.webhook_url is not None:
             parse_target(self.webhook_url)
         if self.min_tokens > self.max_tokens:
@@ -210,6 +207,15 @@ def model_name(model_id: str) -> str:
     if not SAFE_NAME.match(name):
         raise InvalidRequest("model", f"{model_id!r} gives no usable name; name a hub id or a folder")
     return name
+
+
+def is_text(words: str) -> bool:
+    """Whether it can be written as UTF-8: half a surrogate pair can't."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def job_id_of(tenant: str, idempotency_key: str | None) -> str:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-from farm.contracts import Priority, Request, model_name, parse_request
+from farm.contracts import HALF_PAIR, Priority, Request, is_text, model_name, parse_request
 from farm.errors import InvalidRequest, PromptTooLong
 from farm.ledger.jobs import Jobs
 from farm.ledger.records import ModelFacts, Submission
@@ -114,6 +114,8 @@ class Placer:
         key = values.pop("idempotency_key", None)
         if key is not None and (not isinstance(key, str) or not key):
             raise InvalidRequest("idempotency_key", f"{str(key)[:60]!r} is no key; give some text")
+        if key and not is_text(key):
+            raise InvalidRequest("idempotency_key", HALF_PAIR)
         request = parse_request(values)
         if n == 1:
             return [self._place(request, key)]

@@ -1,19 +1,35 @@
-"""Help for people: plain text that fits 80 columns, options grouped by purpose, examples as they are typed."""
+"""How commands are asked: help in plain text that fits 80 columns, options by purpose, and words that are text."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from farm.errors import InvalidRequest
+
 HELP_NAMES = ("-h", "--help")
 CONTEXT = {"help_option_names": list(HELP_NAMES), "max_content_width": 100}
+# What stands for a byte of a command line that is not UTF-8.
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 class Command(TyperCommand):
     """A command whose help is plain. An option's ``rich_help_panel`` names its group."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises InvalidRequest for bytes that are no text, but in the name of a file, which may be any."""
+        left: list[str] = super().parse_args(ctx, args)
+        for param in self.get_params(ctx):
+            value = ctx.params.get(param.name)
+            for word in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(word, str) and _NO_TEXT.search(word) and not os.path.lexists(word):
+                    name = param.opts[0] if param.param_type_name == "option" else param.metavar or param.name.upper()
+                    raise InvalidRequest(name.strip("[]."), "is not UTF-8 text; convert it")
+        return left
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Arguments as manuals have them: ``PROMPT``, ``JOB...``, ``[JOB]``."""

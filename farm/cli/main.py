@@ -5,6 +5,8 @@ A subcommand's module is imported when it is run, so that ``farm --help`` and co
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -126,6 +128,7 @@ def farm(
 
 def main() -> None:
     """Run the command line. An error is one line on stderr and an exit code, never a traceback."""
+    _open_streams()
     try:
         app(prog_name="farm")
     except FarmError as error:
@@ -134,6 +137,17 @@ def main() -> None:
     except OSError as error:
         sys.stderr.write(f"farm: {error.strerror or error}{f': {error.filename}' if error.filename else ''}\n")
         sys.exit(FAILED)
+
+
+def _open_streams() -> None:
+    """Have all three, also where a caller closed one, and write escapes for what their encoding lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nothing, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from farm.ledger.overview import ModelLoad, WorkerView
 BARS = "▁▂▃▄▅▆▇█"
 SLOT_CELLS = 10
 WIDE = 110  # columns from which there is more to see
+NARROW = 80  # columns below which there is less
 LOW = 20  # lines below which not all may fit
 
 
@@ -39,7 +40,7 @@ class Screen:
 
 def draw(screen: Screen, width: int, height: int) -> RenderableType:
     """A picture of ``height`` lines at the most."""
-    farm, is_wide = screen.seen.farm, width >= WIDE
+    farm = screen.seen.farm
     is_low = height < LOW and bool(screen.problem)  # there the last line may be cut off
     head = [
         _keys(screen) if is_low else _head(screen, width),
@@ -52,12 +53,12 @@ def draw(screen: Screen, width: int, height: int) -> RenderableType:
     models = farm.models[: max(1, (room - 7) // 3)]
     workers = farm.workers[: max(2, room - len(models) - 7)]
     hidden = len(farm.workers) - len(workers)
-    parts: list[RenderableType] = [*head, _models(models, is_wide), Text()]
-    parts.append(_workers(workers, screen.paces, is_wide) if workers else _no_workers())
+    parts: list[RenderableType] = [*head, _models(models, width), Text()]
+    parts.append(_workers(workers, screen.paces, width) if workers else _no_workers())
     if hidden:
         parts.append(Text(f"… and {hidden:,} more workers", style="dim"))
     room -= len(models) + 2 + max(1, len(workers) + 1) + bool(hidden) + 1
-    parts += [Text(), *_jobs(screen.seen, room, is_wide)]
+    parts += [Text(), *_jobs(screen.seen, room, width)]
     return Group(*parts, *foot)
 
 
@@ -84,25 +85,24 @@ def _trend(name: str, value: float, history: Sequence[float], width: int) -> Tex
     return Text.assemble((label, "bold"), (sparkline(history, width - len(label)), "cyan"))
 
 
-def _models(models: Sequence[ModelLoad], is_wide: bool) -> Table:
-    more = ("jobs/s",) if is_wide else ()
-    numbers = (*PRIORITIES, "delayed", "sent", "running", "slots", *more, "empty in")
+def _models(models: Sequence[ModelLoad], width: int) -> Table:
+    is_wide, is_narrow = width >= WIDE, width < NARROW
+    waiting, more = ("waiting",) if is_narrow else (*PRIORITIES, "delayed", "sent"), ("jobs/s",) if is_wide else ()
+    numbers = (*waiting, "running", "slots", *more, "empty in")
     shown = _table("model", *numbers, right=numbers)
     for load in models:
         eta = duration(load.eta_s) if load.waiting else "-"
-        counts = [
-            *(load.queued[level] for level in PRIORITIES),
-            load.delayed,
-            load.dispatched,
-            load.running,
-            load.slots,
-        ]
+        apart = [*(load.queued[level] for level in PRIORITIES), load.delayed, load.dispatched]
+        counts = [*([load.waiting] if is_narrow else apart), load.running, load.slots]
         paces = [f"{load.per_s:.1f}"] if is_wide else []
         shown.add_row(Text(load.model), *(f"{count:,}" for count in counts), *paces, eta)
     return shown
 
 
-def _workers(workers: Sequence[WorkerView], paces: Paces, is_wide: bool) -> Table:
+def _workers(workers: Sequence[WorkerView], paces: Paces, width: int) -> Table:
+    is_wide = width >= WIDE
+    if width < NARROW:
+        return _workers_in_brief(workers, paces)
     more = ("model", "tokens") if is_wide else ()
     shown = _table("worker", "state", "slots", "", "tokens/s", *more, "up", right=("", "tokens/s", "tokens", "up"))
     for worker in workers:
@@ -110,7 +110,6 @@ def _workers(workers: Sequence[WorkerView], paces: Paces, is_wide: bool) -> Tabl
         share = min(1.0, worker.held / worker.slots) if worker.slots else 0.0
         full = round(share * SLOT_CELLS)
         bar = Text("█" * full, style="cyan").append("░" * (SLOT_CELLS - full), style="dim")
-        pace = f"{paces.workers.get(worker.id, 0):,.0f}"
         extra: list[RenderableType] = (
             [Text(worker.model or "-"), f"{worker.tokens:,}" if is_model else "-"] if is_wide else []
         )
@@ -119,39 +118,52 @@ def _workers(workers: Sequence[WorkerView], paces: Paces, is_wide: bool) -> Tabl
             worker_state(worker),
             bar if is_model else Text(worker.role, style="dim"),
             f"{worker.held}/{worker.slots}" if is_model else "",
-            pace if is_model else "-",
+            _pace(worker, paces),
             *extra,
             duration(worker.up_s),
         )
     return shown
 
 
+def _workers_in_brief(workers: Sequence[WorkerView], paces: Paces) -> Table:
+    shown = _table("worker", "state", "slots", "tokens/s", right=("slots", "tokens/s"))
+    for worker in workers:
+        slots = f"{worker.held}/{worker.slots}" if worker.role == "model" else "-"
+        shown.add_row(Text(worker.name), worker_state(worker), slots, _pace(worker, paces))
+    return shown
+
+
+def _pace(worker: WorkerView, paces: Paces) -> str:
+    return f"{paces.workers.get(worker.id, 0):,.0f}" if worker.role == "model" else "-"
+
+
 def _no_workers() -> Text:
     return Text("No workers: what is queued waits. Start one: farm worker", style="yellow")
 
 
-def _jobs(seen: Glance, room: int, is_wide: bool) -> list[RenderableType]:
+def _jobs(seen: Glance, room: int, width: int) -> list[RenderableType]:
     """The jobs that ended last, as many as ``room`` lines hold with their heading."""
     if not seen.recent:
         words = "No job has ended yet." if seen.farm.totals.get("submitted") else "No jobs yet. In another terminal:"
         lines: list[RenderableType] = [Text(words)]
         if not seen.farm.totals.get("submitted"):
-            lines.append(Text('  farm submit "Once upon a time" --stream', style="bold"))
+            lines.append(Text('  farm submit "Once upon a time" --stream', style="bold", no_wrap=True))
         return lines
     if room < 2:
         return []
-    more = ("tenant", "priority", "model") if is_wide else ()
-    shown = _table("ended last", "state", "tokens", "queued", "ran", "worker", *more, right=("tokens", "queued", "ran"))
+    names = ["ended last", "state", "tokens", "queued", "ran", "worker", "tenant", "priority", "model"]
+    del names[len(names) if width >= WIDE else 6 if width >= NARROW else 3 :]
+    shown = _table(*names, right=("tokens", "queued", "ran"))
     for job in seen.recent[: room - 1]:
-        extra: list[RenderableType] = [Text(job.tenant), job.priority, Text(job.model)] if is_wide else []
-        shown.add_row(*_job(job), *extra)
+        shown.add_row(*_job(job)[: len(names)])
     return [shown]
 
 
 def _job(job: Ended) -> list[RenderableType]:
-    times = [duration(job.queued_s), duration(job.run_s)]
+    times = (duration(job.queued_s), duration(job.run_s))
     state = Text(job.state, style=ENDS.get(job.state, ""))
-    return [Text(job.id), state, f"{job.tokens:,}", *times, Text(job.worker or "-")]
+    whose = (Text(job.worker or "-"), Text(job.tenant), job.priority, Text(job.model))
+    return [Text(job.id), state, f"{job.tokens:,}", *times, *whose]
 
 
 def _waste(screen: Screen, width: int) -> list[RenderableType]:

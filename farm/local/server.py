@@ -129,7 +129,7 @@ class EmbeddedServer:
             "bind": HOST,
             "port": str(self.port),
             "requirepass": self.password,
-            "dir": f'"{self.folder}"',
+            "dir": ".",  # it is started in its folder, whose name may hold what no line of this can
             "appendonly": "yes",
             "appendfsync": self.appendfsync,
             "save": '""',

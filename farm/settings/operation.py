@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from farm.contracts import is_text
 from farm.settings.base import Group
 
 
 class LocalSettings(Group):
     state_dir: Path = Path("~/.local/state/farm")
     """Where ``farm up`` keeps data, logs and addresses."""
+
+    @field_validator("state_dir")
+    @classmethod
+    def _has_a_name_to_write(cls, value: Path) -> Path:
+        if not is_text(str(value)):
+            raise ValueError("a folder whose name is UTF-8 text")
+        return value
 
     @property
     def folder(self) -> Path:

@@ -16,6 +16,7 @@ from farm import Farm
 from farm.batch import run_batch
 from farm.batch_file import Answers, OutputUnusable
 from farm.batch_report import BatchReport
+from farm.errors import InvalidRequest
 from farm.local.server import EmbeddedServer
 from farm.settings import load_settings
 from tests.conftest import wait_until
@@ -168,8 +169,15 @@ def test_a_file_of_something_else_is_left_alone(farm: Farm, source: Path, target
         with pytest.raises(OutputUnusable, match=r"choose another"):
             run_batch(farm, source, target)
         assert target.read_bytes() == content
-    with pytest.raises(OutputUnusable, match=r"is the input"):
+    with pytest.raises(InvalidRequest, match=r"is the input"):
         run_batch(farm, source, source)
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
+def test_an_output_that_is_no_file_is_refused(device: str) -> None:
+    """What can't be read again, or has no end, is not read in search of answers."""
+    with pytest.raises(OutputUnusable, match=r"no ordinary file"):
+        Answers(Path(device))
 
 
 def test_one_batch_at_a_time_writes_a_file(farm: Farm, source: Path, target: Path) -> None:

@@ -131,6 +131,14 @@ def test_an_output_that_is_something_else_is_left_alone(url: str, tmp_path: Path
     assert target.read_text() == "dear diary\n"
 
 
+def test_the_input_as_the_output_is_2(url: str, tmp_path: Path) -> None:
+    """A file named twice is wrong usage, and it stays as it is."""
+    source = _write(tmp_path / "in.jsonl", {"prompt": "x"})
+    said = farm("batch", source, "-o", source, REDIS__URL=url)
+    assert (said.code, said.err) == (2, f"farm: output: {source} is the input; choose another output file\n")
+    assert source.read_text() == '{"prompt": "x"}\n'
+
+
 def test_an_output_that_can_t_be_written_is_one_line(url: str, tmp_path: Path) -> None:
     """What the system refuses is named, without a traceback."""
     source = _write(tmp_path / "in.jsonl", {"prompt": "x"})

@@ -228,6 +228,7 @@ def test_bad_requests_are_refused_before_they_are_queued(farm: Farm, hand: Farmh
         ({"prompt": "x", "temperature": -1.0}, "temperature"),
         ({"prompt": [1, 5_000]}, "token 5,000 is unknown"),
         ({"prompt": "x", "max_tokens": 2_048}, "2,048"),
+        ({"prompt": "x", "idempotency_key": "\ud800"}, "idempotency_key: holds half a surrogate pair"),
         ({"prompt": [1] * 2_000, "max_tokens": 49}, "2,000 prompt tokens \\+ 49 max_tokens > 2,048"),
     ):
         with pytest.raises(InvalidRequest, match=words):

@@ -71,6 +71,16 @@ def test_a_socket_file(tmp_path: Path) -> None:
     server.kill()
 
 
+def test_a_folder_of_any_name(tmp_path: Path) -> None:
+    """A server keeps its data in its folder, however that is called."""
+    folder = tmp_path / 'a "day\'s" $work\nwith \\'
+    folder.mkdir()
+    server = EmbeddedServer(folder)
+    server.start()
+    server.stop()
+    assert (folder / "appendonlydir").is_dir()
+
+
 def test_a_full_server_refuses_new_jobs_and_answers_the_others(farm: Farm) -> None:
     """Short of memory, the farm refuses new jobs before anything is written, and answers all that it had accepted."""
     client = farm.ledger.client

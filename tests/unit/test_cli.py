@@ -15,7 +15,7 @@ from farm.cli.exits import FAILED, UNREACHABLE, USAGE, code_of
 from farm.cli.main import COMMANDS
 from farm.cli.output import duration
 from farm.errors import InvalidRequest, JobFailed, ServerUnreachable, SettingsError
-from tests.commands import farm
+from tests.commands import FARM, environ, farm
 
 pytestmark = pytest.mark.fast
 
@@ -115,6 +115,25 @@ def test_wrong_usage_is_2(args: list[str], hint: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (["submit", "a\udcff"], "PROMPT"),
+        (["submit", "x", "--idempotency-key", "\udcff"], "--idempotency-key"),
+        (["submit", "x", "--stop", "y", "--stop", "\udcff"], "--stop"),
+        (["status", "\udcff"], "JOB"),
+        (["wait", "x", "\udcff"], "JOB"),
+        (["cancel", "\udcff"], "JOB"),
+        (["dead", "retry", "\udcff"], "JOB"),
+        (["batch", "\udcff", "-o", "out.jsonl"], "IN.jsonl"),
+    ],
+)
+def test_a_word_that_is_no_text_is_2(args: list[str], name: str) -> None:
+    """A byte on the command line that is not UTF-8 is refused by the name of what it was given for."""
+    said = farm(*args, REDIS__URL="redis://127.0.0.1:1")
+    assert (said.code, said.err) == (2, f"farm: {name}: is not UTF-8 text; convert it\n")
+
+
+@pytest.mark.parametrize(
     ("module", "command"), [("workers", "farm worker"), ("api", "farm api"), ("farm.flower", "farm flower")]
 )
 def test_programs_that_settings_set_up_give_help(module: str, command: str) -> None:
@@ -128,11 +147,56 @@ def test_programs_that_settings_set_up_give_help(module: str, command: str) -> N
     assert f"{command} --help" in wrong.stderr
 
 
+def test_a_closed_stream_is_no_traceback() -> None:
+    """Standard input that a caller closed holds nothing, and what goes to a closed output is dropped."""
+    for closed in ("<&-", ">&-"):
+        command = f'"$@" {closed}'
+        done = subprocess.run(
+            ["sh", "-c", command, "sh", *FARM, "wait", "-"],
+            env=environ(REDIS__URL="redis://127.0.0.1:1"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr[:10]) == (2, "farm: JOB:")
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *FARM, "plan", "--json"],
+        env=environ(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_that_lacks_a_character_is_no_traceback() -> None:
+    """Where only ASCII can be written, other characters are escapes."""
+    code = "from farm.cli import main; main.app = lambda **_: print('\\u2581'); main.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environ(), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u2581\n", b"")
+
+
 def test_misspelt_setting_is_2() -> None:
     """A misspelt setting is named together with the nearest one, in one line."""
     said = farm("status", REDSI__URL="redis://x")
     assert said.code == 2
     assert said.err == "farm: FARM_REDSI__URL is not a setting; did you mean 'FARM_REDIS__URL'?\n"
+
+
+def test_a_state_folder_whose_name_is_no_text_is_2() -> None:
+    """The state folder's name is written into notes and passed on, so it has to be text."""
+    said = farm("status", LOCAL__STATE_DIR="\udcff")
+    assert said.code == 2
+    assert said.err.endswith("give a folder whose name is UTF-8 text\n")
 
 
 def test_codes_follow_errors() -> None:

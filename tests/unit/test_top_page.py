@@ -62,6 +62,17 @@ def test_it_fits(width: int, height: int, models: int, workers: int) -> None:
         assert "more workers" in "\n".join(lines)
 
 
+@pytest.mark.parametrize("width", [56, 60, 79])
+def test_a_narrow_terminal_has_fewer_columns(width: int) -> None:
+    """Below 80 columns there are fewer of a table, and none of those is cut: a job's id can still be copied."""
+    lines = _lines(_glance(100.0, [_worker(1, 0)], succeeded=10), width, 24)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "…" not in text.split("ended  ")[0]
+    assert f"{JOB}0  succeeded" in text
+    assert "20,013" in text  # of all priorities, delayed and sent
+
+
 def test_a_tiny_terminal_is_no_error() -> None:
     """A terminal of a few lines gets what fits."""
     assert _lines(_glance(100.0, [_worker(1, 0)]), 20, 5)

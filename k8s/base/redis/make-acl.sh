@@ -3,8 +3,8 @@
 #
 #   make-acl.sh RULES PASSWORDS OUT
 #
-# RULES is the folder of the rules. PASSWORDS is a folder, as a Secret is mounted: a file per user, and NAME.previous while a password is being changed,
-# so that both are good. A user that needs a password and has none stops the start.
+# RULES is the folder of the rules. PASSWORDS is a folder, as a Secret is mounted: a file per user, and NAME.previous
+# while a password is being changed, so that both are good. A user that needs a password and has none stops the start.
 set -eu
 rules=$1
 passwords=$2
