@@ -19,6 +19,7 @@ from api.service import Service
 from farm.errors import FarmError, InvalidRequest, nearest
 from farm.file_store import Writer, open_store, store_errors
 from farm.ledger.files import MOST_PAGE, File, Files, Order, new_file_id, unknown
+from farm.ledger.trash import Trash
 
 PURPOSES = ("batch",)
 LISTED = ("batch", "batch_output")
@@ -37,6 +38,7 @@ class FileRoutes:
         self._service = service
         self._guard = guard
         self._files = Files(service.jobs)
+        self._trash = Trash(service.jobs)
         self._store = open_store(service.settings)
         self._most_bytes = service.settings.files.max_bytes
 
@@ -52,7 +54,7 @@ class FileRoutes:
         file_id = new_file_id()
         path = f"files/{file_id}"
         # Whatever becomes of this: what is not registered in time is deleted.
-        await self._service.call(self._files.announce, path)
+        await self._service.call(self._trash.announce, path)
         writer = await self._service.call_store(self._store.writer, path)
         try:
             size = await self._receive(call, form, writer)
@@ -61,7 +63,7 @@ class FileRoutes:
             await self._service.call_store(writer.commit)
         except FarmError:
             with suppress(FarmError):
-                await self._service.call(self._files.announce, path, 0)  # sooner than that
+                await self._service.call(self._trash.announce, path, 0)  # sooner than that
             raise
         finally:
             await self._service.call_store(writer.__exit__, None, None, None)
@@ -118,7 +120,7 @@ class FileRoutes:
         path = await self._service.call(self._files.drop, file_id, tenant)
         with suppress(FarmError):  # it is forgotten; the janitor deletes what is left of it
             await self._service.call_store(self._store.delete, path)
-            await self._service.call(self._files.deleted, path)
+            await self._service.call(self._trash.deleted, path)
         return Answer(encode({"id": file_id, "object": "file", "deleted": True}))
 
     async def _find(self, call: Call) -> File:

@@ -17,7 +17,6 @@ from farm.ledger.jobs import Jobs
 LEAST_BYTES = 4096  # what a file counts for at the least, so that a pile of empty ones is bounded too
 MOST_PAGE = 10_000
 READ_AT_ONCE = 500
-UPLOAD_MS = 86_400_000  # what is written and not registered by then is deleted
 PREFIX = "file-"
 Order = Literal["asc", "desc"]
 
@@ -85,12 +84,6 @@ class Files:
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
         self._settings = jobs.settings.files
-
-    def announce(self, path: str, delay_ms: int = UPLOAD_MS) -> None:
-        """Say that something is about to be written to a path, to be deleted unless it is registered in time."""
-        with our_errors(self._jobs.where):
-            now_ms = _ms(self._jobs.client.time())
-            self._jobs.client.zadd(keys.FILES_TRASH, {path: now_ms + delay_ms})
 
     def add(
         self,
@@ -170,30 +163,6 @@ class Files:
             raise FileInUse(f"file {file_id} is the input of a batch that has not ended; cancel that or wait for it")
         # One that was there and is gone is forgotten, also if an answer was lost and the script ran twice.
         return path
-
-    # What is to be deleted.
-
-    def drop_expired(self, most: int) -> int:
-        """Forget files whose time has come. Returns how many were looked at."""
-        due = self._due(keys.FILES_DUE, most)
-        for file_id in due:
-            self._jobs.scripts.call("file_drop", file_id, "", "1")
-        return len(due)
-
-    def trash(self, most: int) -> list[str]:
-        """Paths that are to be deleted now."""
-        return self._due(keys.FILES_TRASH, most)
-
-    def deleted(self, path: str) -> None:
-        """A path is gone from the store."""
-        with our_errors(self._jobs.where):
-            self._jobs.client.zrem(keys.FILES_TRASH, path)
-
-    def _due(self, key: str, most: int) -> list[str]:
-        with our_errors(self._jobs.where):
-            now_ms = _ms(self._jobs.client.time())
-            found = self._jobs.client.zrangebyscore(key, "-inf", now_ms, start=0, num=most)
-        return [str(member) for member in found]
 
     def _read(self, ids: Sequence[str]) -> tuple[list[File | None], int]:
         with our_errors(self._jobs.where), self._jobs.client.pipeline(transaction=False) as pipe:

@@ -15,6 +15,7 @@ from farm.ledger.driving import Driving
 from farm.ledger.files import Files
 from farm.ledger.jobs import Jobs
 from farm.ledger.streams import Reader
+from farm.ledger.trash import Trash
 from farm.local.environ import with_values
 from farm.prompts import PromptCheck
 from farm.settings import Settings
@@ -106,6 +107,7 @@ def drive_until_crash(jobs: Jobs, steps: int) -> bool:
         PromptCheck(fused),
         FusedStore(open_store(jobs.settings), fuse),
         Files(fused),
+        Trash(fused),
         Driving(fused, "sys"),
     )
     try:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from farm.file_store import Store, store_errors
 from farm.ledger.driving import Drive, Product
-from farm.ledger.files import Files
+from farm.ledger.trash import Trash
 
 Role = Literal["output", "error"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -60,14 +60,14 @@ class Output:
         self._bytes = 0
         return names
 
-    def assemble(self, files: Files, check: Callable[[], None]) -> list[Product]:
+    def assemble(self, trash: Trash, check: Callable[[], None]) -> list[Product]:
         """Write the files that the batch leaves behind, out of all parts. check: called for each part; may raise."""
         products = []
         for role in ROLES:
             names = [name for name in self._drive.parts if name.startswith(f"{role}-")]
             if names:
                 path = f"files/{self._drive.file_id(role)}-{self._drive.nonce}"
-                files.announce(path)
+                trash.announce(path)
                 products.append(Product(role, path, self._join(names, path, check)))
         return products
 

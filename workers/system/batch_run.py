@@ -21,6 +21,7 @@ from farm.ledger.driving import Drive, Driving, Ending, Product, Progress
 from farm.ledger.files import FileNotFound, Files
 from farm.ledger.jobs import Jobs
 from farm.ledger.streams import Reader
+from farm.ledger.trash import Trash
 from farm.ledger.watch import chunks
 from farm.prompts import PromptCheck
 from farm.results import JobView
@@ -73,6 +74,7 @@ class Workshop:
     checks: PromptCheck
     store: Store
     files: Files
+    trash: Trash
     driving: Driving
 
 
@@ -209,7 +211,7 @@ class BatchRun:
         """Put the parts together and end the batch."""
         drive, driving = self._drive, self._shop.driving
         self._hold.patiently(lambda: driving.advance(drive, drive.progress, status="finalizing"))
-        products = self._output.assemble(self._shop.files, self._hold.check_lease)
+        products = self._output.assemble(self._shop.trash, self._hold.check_lease)
         self._hold.patiently(lambda: driving.end(drive, ending, products))
 
     def _fail(self, code: str, message: str) -> bool:
@@ -221,7 +223,7 @@ class BatchRun:
         error = {"code": code, "message": message, "line": None, "param": None}
         products: list[Product] = []
         with suppress(FileNotFoundError):
-            products = self._output.assemble(self._shop.files, self._hold.check_lease)
+            products = self._output.assemble(self._shop.trash, self._hold.check_lease)
         self._hold.patiently(lambda: self._shop.driving.end(self._drive, "failed", products, [error]))
         return False
 

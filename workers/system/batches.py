@@ -18,6 +18,7 @@ from farm.ledger.driving import Drive, Driving, LeaseLost
 from farm.ledger.files import Files
 from farm.ledger.jobs import Jobs
 from farm.ledger.streams import Reader
+from farm.ledger.trash import Trash
 from farm.logs import log_defect
 from farm.prompts import PromptCheck
 from workers.system.batch_run import BatchRun, Workshop
@@ -42,7 +43,7 @@ class BatchDriver:
         self._stopped = threading.Event()
         self._reader = Reader(jobs)
         self._shop = Workshop(
-            jobs, self._reader, PromptCheck(jobs), open_store(jobs.settings), Files(jobs), self._driving
+            jobs, self._reader, PromptCheck(jobs), open_store(jobs.settings), Files(jobs), Trash(jobs), self._driving
         )
         self._driven: dict[Drive, threading.Thread] = {}
         self._lock = threading.Lock()

@@ -7,9 +7,9 @@ import threading
 import structlog
 
 from farm.errors import FarmError
-from farm.file_store import open_store
-from farm.ledger.files import Files
+from farm.file_store import StoreUnavailable, open_store
 from farm.ledger.jobs import Jobs
+from farm.ledger.trash import Trash
 from farm.logs import log_defect
 
 log = structlog.get_logger(__name__)
@@ -23,7 +23,7 @@ class Janitor:
 
     def __init__(self, jobs: Jobs) -> None:
         """Raises SettingsError for a file store that can't be used."""
-        self._files = Files(jobs)
+        self._trash = Trash(jobs)
         self._store = open_store(jobs.settings)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
@@ -40,16 +40,23 @@ class Janitor:
                 if self.clean():
                     continue
             except FarmError as error:
-                log.warning("files_not_deleted", error=str(error))
+                log.warning("janitor_waits_for_server", error=str(error))
             except Exception as error:
                 log_defect(log, "janitor_failed", error)
             self._stopped.wait(LOOK_S)
 
     def clean(self) -> bool:
         """Delete some of what is due. Returns whether there may be more at once."""
-        looked = self._files.drop_expired(MOST)
-        paths = self._files.trash(MOST)
+        looked = self._trash.drop_expired(MOST)
+        paths = self._trash.paths(MOST)
         for path in paths:
-            self._store.delete(path)
-            self._files.deleted(path)
+            if self._stopped.is_set():
+                break
+            try:
+                self._store.delete(path)
+            except StoreUnavailable as error:
+                self._trash.not_deleted(path)
+                log.warning("file_not_deleted", path=path, error=str(error))
+            else:
+                self._trash.deleted(path)
         return max(looked, len(paths)) == MOST

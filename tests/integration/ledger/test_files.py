@@ -9,6 +9,7 @@ from farm.batch_contracts import COMPLETIONS, BatchRequest
 from farm.ledger.batches import Batches
 from farm.ledger.driving import Driving
 from farm.ledger.files import File, FileInUse, FileNotFound, Files, Order, StorageFull
+from farm.ledger.trash import Trash
 from farm.local.environ import with_values
 from tests.integration.ledger.farmhand import Field
 
@@ -16,6 +17,11 @@ from tests.integration.ledger.farmhand import Field
 @pytest.fixture
 def files(field: Field) -> Files:
     return Files(field.jobs)
+
+
+@pytest.fixture
+def trash(field: Field) -> Trash:
+    return Trash(field.jobs)
 
 
 def add(files: Files, number: int, tenant: str = "ann", **more: object) -> File:
@@ -99,47 +105,47 @@ def with_room(field: Field, tenant_bytes: int):  # type: ignore[no-untyped-def]
     return field.jobs
 
 
-def test_a_file_goes_when_its_time_has_come(field: Field, files: Files) -> None:
+def test_a_file_goes_when_its_time_has_come(field: Field, files: Files, trash: Trash) -> None:
     """It is gone for its tenant at once, and for the store when somebody cleans up; its room is there again."""
     add(files, 1, keep_s=3600.0)
     add(files, 2)
     field.later(3_599_000)
-    assert files.drop_expired(10) == 0
+    assert trash.drop_expired(10) == 0
     field.later(2_000)
     with pytest.raises(FileNotFound):
         files.get("file-1", "ann")
     assert [file.id for file in files.page("ann").files] == ["file-2"]
-    assert files.drop_expired(10) == 1
-    assert files.trash(10) == ["files/1"]
-    files.deleted("files/1")
-    assert files.trash(10) == []
+    assert trash.drop_expired(10) == 1
+    assert trash.paths(10) == ["files/1"]
+    trash.deleted("files/1")
+    assert trash.paths(10) == []
     assert field.client.hget(keys.FILE_BYTES, "ann") == "10000"
 
 
-def test_what_was_never_registered_is_deleted(field: Field, files: Files) -> None:
+def test_what_was_never_registered_is_deleted(field: Field, files: Files, trash: Trash) -> None:
     """A path that was announced is trash after a day, unless it became a file."""
-    files.announce("files/1")
-    files.announce("files/9")
+    trash.announce("files/1")
+    trash.announce("files/9")
     add(files, 1)
-    assert files.trash(10) == []
+    assert trash.paths(10) == []
     field.later(86_401_000)
-    assert files.trash(10) == ["files/9"]
+    assert trash.paths(10) == ["files/9"]
 
 
-def test_a_batchs_input_stays_until_the_batch_ends(field: Field, files: Files) -> None:
+def test_a_batchs_input_stays_until_the_batch_ends(field: Field, files: Files, trash: Trash) -> None:
     """It is neither deleted nor does it expire while the batch may still read it."""
     add(files, 1, keep_s=3600.0)
     batch = Batches(field.jobs).add(BatchRequest(input_file_id="file-1", endpoint=COMPLETIONS), "ann")
     with pytest.raises(FileInUse):
         files.drop("file-1", "ann")
     field.later(3_601_000)
-    files.drop_expired(10)
+    trash.drop_expired(10)
     assert files.get("file-1", "ann", even_expired=True).id == "file-1"
     driving = Driving(field.jobs, "barn")
     drive = driving.take()
     assert drive is not None
     driving.end(drive, "failed", [])
     assert Batches(field.jobs).get(batch.id, "ann").status == "failed"
-    files.drop_expired(10)
+    trash.drop_expired(10)
     with pytest.raises(FileNotFound):
         files.get("file-1", "ann", even_expired=True)

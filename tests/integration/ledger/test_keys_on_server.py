@@ -11,6 +11,7 @@ from farm.ledger.driving import Driving, Progress
 from farm.ledger.files import Files
 from farm.ledger.keyring import Keyring
 from farm.ledger.tenants import Tenants
+from farm.ledger.trash import Trash
 from farm.ledger.upkeep import Upkeep
 from farm.ledger.webhooks import WebhookSecrets
 from tests.integration.ledger.farmhand import Field
@@ -40,7 +41,7 @@ def test_every_key_on_the_server_is_declared_with_its_type(field: Field) -> None
     WebhookSecrets(field.jobs).of("ann")
     field.jobs.cancel(field.submit(webhook_url="https://example.com/"))
     files, batches, driving = Files(field.jobs), Batches(field.jobs), Driving(field.jobs, "barn")
-    files.announce("files/0")
+    Trash(field.jobs).announce("files/0")
     made = files.add("file-1", "ann", "files/1", filename="in.jsonl", purpose="batch", size=9)
     files.add("file-2", "ann", "files/2", filename="more.jsonl", purpose="batch", size=9)
     files.drop("file-2", "ann")
