@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from farm.cli.main import main
 from farm.cli.plan import PlanFailed, plan
 from farm.cli.sizes import parse_devices, parse_size
 from farm.errors import InvalidRequest
-from tests.commands import farm
+from tests.commands import Said, environ, farm
 
 GIB = 1 << 30
 BLOOM = ("plan", "--model", "bigscience/bloom-7b1")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs a command in this process, for to load transformers' models takes five seconds in each that does."""
+
+    def run(*args: object, **settings: object) -> Said:
+        for name in os.environ.keys() - environ().keys():
+            monkeypatch.delenv(name)
+        for name, text in settings.items():
+            monkeypatch.setenv(f"FARM_{name}", str(text))
+        monkeypatch.setattr(sys, "argv", ["farm", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Said(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.fast
@@ -109,9 +130,9 @@ def test_a_plan_is_json_for_programs() -> None:
     assert found["sequences"][0]["count"] == found["kv_blocks"] // 7
 
 
-def test_a_plan_is_a_table_for_people() -> None:
+def test_a_plan_is_a_table_for_people(here: Callable[..., Said]) -> None:
     """Each stage has a row, and what fits stands below; lines fit a narrow terminal."""
-    said = farm(*BLOOM, "--devices", "2x16GiB", "--slots", 256)
+    said = here(*BLOOM, "--devices", "2x16GiB", "--slots", 256)
     assert said.code == 0
     assert "and 2.4 GB of cuda:1 for the logits of 256 sequences" in said.out
     assert "bigscience/bloom-7b1 in bfloat16 on 2 devices" in said.out
@@ -121,43 +142,43 @@ def test_a_plan_is_a_table_for_people() -> None:
     assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80
 
 
-def test_ranks_share_every_layer() -> None:
+def test_ranks_share_every_layer(here: Callable[..., Said]) -> None:
     """With --tensor-parallel each device holds a part of all layers; heads that can't be shared are refused."""
-    found = farm(*BLOOM, "--devices", "4x6GiB", "--tensor-parallel", 4, "--json").json
+    found = here(*BLOOM, "--devices", "4x6GiB", "--tensor-parallel", 4, "--json").json
     assert found["tensor_parallel"] == 4
     assert {(stage["layers"], stage["weight_bytes"]) for stage in found["stages"]} == {(30, found["weight_bytes"] // 4)}
-    said = farm(*BLOOM, "--devices", "2x10GiB", "--tensor-parallel", 2)
+    said = here(*BLOOM, "--devices", "2x10GiB", "--tensor-parallel", 2)
     assert "1/2 of all" in said.out
     assert "and up to 193 MB for the logits of 64 sequences" in said.out
     assert "copies of norms and biases" in said.out
     assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80
-    refused = farm(*BLOOM, "--devices", "3x10GiB", ENGINE__TENSOR_PARALLEL=3)
+    refused = here(*BLOOM, "--devices", "3x10GiB", ENGINE__TENSOR_PARALLEL=3)
     assert (refused.code, len(refused.err.splitlines())) == (1, 1)
     assert "give it one of 1, 2, 4, 8, 16, 32" in refused.err
 
 
-def test_devices_of_the_settings_are_planned_over() -> None:
+def test_devices_of_the_settings_are_planned_over(here: Callable[..., Said]) -> None:
     """Without --devices the plan is what a worker with these settings does."""
-    found = farm("plan", "--json", ENGINE__DEVICES="cpu,cpu").json
+    found = here("plan", "--json", ENGINE__DEVICES="cpu,cpu").json
     assert [stage["device"] for stage in found["stages"]] == ["cpu", "cpu"]
     assert found["dtype"] == "float32"
 
 
-def test_what_does_not_fit_is_1() -> None:
+def test_what_does_not_fit_is_1(here: Callable[..., Said]) -> None:
     """A model that is too large ends with 1 and one line: the missing bytes and the remedy."""
-    said = farm(*BLOOM, "--devices", "2x8GiB", "--dtype", "fp32")
+    said = here(*BLOOM, "--devices", "2x8GiB", "--dtype", "fp32")
     assert (said.code, said.out) == (1, "")
     assert "19,945,390,080 bytes are missing, 9,683,681,280 on cuda:0, 10,261,708,800 on cuda:1" in said.err
     assert said.err.startswith("farm: ")
     assert len(said.err.splitlines()) == 1
 
 
-def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
+def test_a_folder_needs_no_weights(here: Callable[..., Said], tmp_path: Path) -> None:
     """A configuration is enough; without --devices the plan is for this machine."""
     (tmp_path / "config.json").write_text(
         '{"model_type": "bloom", "vocab_size": 1000, "hidden_size": 64, "n_layer": 3, "n_head": 4}'
     )
-    found = farm("plan", "--model", tmp_path, "--json").json
+    found = here("plan", "--model", tmp_path, "--json").json
     assert sum(stage["layers"] for stage in found["stages"]) == 3
 
 
